@@ -1,0 +1,1 @@
+COPY product FROM '/import/products.csv' WITH (FORMAT csv, HEADER true);
