@@ -1,0 +1,72 @@
+"""The command `vault`: its verbs, and the one place where an error becomes an exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from lumina_vault import __version__
+from lumina_vault.cli import browse, keys, restore, snapshot, upkeep
+from lumina_vault.errors import VaultError
+
+app = typer.Typer(
+    name="vault",
+    help="Incremental, deduplicated, verifiable snapshots of a whole stack.",
+    epilog="Exit status: 0 done, 1 failed, 2 usage, 3 something was left out, 10 no such vault, 11 locked, "
+    "12 wrong passphrase or key, 13 damage found, 14 newer format, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"vault {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for module in (snapshot, restore, browse, upkeep, keys):
+    module.register(app)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Entry point of `vault`."""
+    signal.signal(signal.SIGTERM, _terminated)  # a stop from systemd or Docker cleans up like Ctrl-C
+    try:
+        app()
+    except VaultError as error:
+        sys.stderr.write(f"vault: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("vault: interrupted; no snapshot was made, and what was stored will be found again\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        sys.stderr.write(f"vault: {error.filename or ''}: {error.strerror or error}\n")
+        sys.exit(1)
+    except MemoryError:
+        sys.stderr.write("vault: out of memory; nothing was committed\n")
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,64 @@
+"""The first path of every hard-linked inode, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from types import TracebackType
+
+_MOST = 100_000
+"""Inodes remembered in memory; the rest goes to files."""
+_BUCKETS = 4096
+
+
+class LinkTable:
+    """(device, inode) -> the path it was first seen under. An inode is forgotten when all its names were seen."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._directory: str | None = None
+
+    def __enter__(self) -> LinkTable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def first(self, device: int, inode: int, names: int, path: bytes) -> bytes | None:
+        """The path that this inode was seen under before; None, and remembered, the first time."""
+        key = (device, inode)
+        known = self._memory.get(key)
+        if known is not None:
+            first, left = known
+            if left <= 1:
+                del self._memory[key]
+            else:
+                self._memory[key] = (first, left - 1)
+            return first
+        if self._directory is None and len(self._memory) < _MOST:
+            self._memory[key] = (path, names - 1)
+            return None
+        return self._on_disk(key, path)
+
+    def forget(self, device: int, inode: int) -> None:
+        """The first name could not be stored: the next one takes its place."""
+        self._memory.pop((device, inode), None)
+
+    def _on_disk(self, key: tuple[int, int], path: bytes) -> bytes | None:
+        """Bucket files of `NUL device:inode NUL path NUL`: no path holds a NUL."""
+        if self._directory is None:
+            self._directory = tempfile.mkdtemp(prefix="vault-links-")
+        tag = b"\0%d:%d\0" % key
+        with open(os.path.join(self._directory, f"{hash(key) % _BUCKETS:04x}"), "a+b") as bucket:
+            bucket.seek(0)
+            known = bucket.read()
+            at = known.find(tag)
+            if at >= 0:
+                start = at + len(tag)
+                return known[start : known.index(b"\0", start)]
+            bucket.write(tag + path + b"\0")
+        return None

@@ -1,0 +1,252 @@
+"""The structures of format.md as typed records: contents, trees, snapshot records, keys, annotations.
+
+Everything here is frozen MessagePack: `encode` writes the canonical form, `decode` checks types while it reads.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from lumina_vault.errors import Damage, NewerFormat
+
+FORMAT_VERSION: Final = 1
+KNOWN_REQUIREMENTS: Final[frozenset[str]] = frozenset()
+"""Names in `requires` that this version understands (format.md section 2)."""
+
+INLINE_REFS: Final = 64
+
+LARGE: Final = 1
+SMALL: Final = 2
+BUNDLE: Final = 3
+"""Chunk profiles (format.md section 4): files, images, models; databases; small files joined."""
+
+BUNDLE_BELOW: Final = 131_072
+"""Files smaller than this (bytes), without holes, are joined with their neighbours into common chunks."""
+
+LINKED: Final = 1
+"""`Entry.flags`: a further name of a hard link; `link` holds the first."""
+CHANGED: Final = 2
+"""`Entry.flags`: the file changed while it was read."""
+MISSING: Final = 4
+"""`Entry.flags`: the contents could not be read."""
+
+
+class Ref(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run of logical bytes: an extent of a chunk, a hole (`chunk` empty), or a node with what is below it."""
+
+    chunk: bytes
+    offset: int
+    length: int
+
+
+class Content(msgspec.Struct, frozen=True, array_like=True):
+    """A byte stream of `size` bytes; `refs` are extents at height 0, nodes above."""
+
+    size: int
+    height: int
+    refs: list[Ref]
+
+
+class ContentNode(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    height: int
+    refs: list[Ref]
+
+
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """One name in a tree; field by field in format.md section 6."""
+
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    ctime: int
+    size: int
+    ino: int
+    nlink: int
+    digest: bytes = b""
+    profile: int = 0
+    height: int = 0
+    refs: list[Ref] = []
+    link: bytes = b""
+    rdev: int = 0
+    xattrs: list[tuple[bytes, bytes]] | None = None
+    flags: int = 0
+
+    @property
+    def content(self) -> Content:
+        return Content(self.size, self.height, self.refs)
+
+
+class TreeRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A leaf or node of a tree: entries below it and the path of the first."""
+
+    chunk: bytes
+    count: int
+    first: bytes
+
+
+class Tree(msgspec.Struct, frozen=True, array_like=True):
+    """A sorted list of entries; `refs` are leaves at height 0, nodes above."""
+
+    count: int
+    height: int
+    refs: list[TreeRef]
+
+
+class TreeNode(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    height: int
+    refs: list[TreeRef]
+
+
+class Leaf(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    entries: list[Entry]
+
+
+class Component(msgspec.Struct, kw_only=True):
+    """One exported thing in a snapshot record (format.md section 8)."""
+
+    kind: str
+    name: str
+    status: str = "done"
+    reason: str = ""
+    complete: bool = True
+    consistency: str = "live"
+    source: bytes = b""
+    profile: int = 0
+    tree: Tree | None = None
+    content: Content | None = None
+    digests: dict[str, Content] = {}
+    files: int = 0
+    dirs: int = 0
+    size: int = 0
+    new_bytes: int = 0
+    stored_bytes: int = 0
+    left_out: int = 0
+    notes: list[str] = []
+    meta: dict[str, str] = {}
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """A snapshot: the components of one moment and their root chunks."""
+
+    version: int = FORMAT_VERSION
+    requires: list[str] = []
+    vault: bytes
+    time: int
+    end: int
+    host: str
+    user: str
+    tags: list[str] = []
+    program: str
+    parent: bytes = b""
+    components: list[Component]
+    meta: dict[str, str] = {}
+
+    @property
+    def complete(self) -> bool:
+        return all(c.status == "done" and c.complete for c in self.components)
+
+
+class Config(msgspec.Struct, kw_only=True):
+    version: int = FORMAT_VERSION
+    requires: list[str] = []
+    vault: bytes
+    created: int
+    encryption: str
+
+    @property
+    def encrypted(self) -> bool:
+        return self.encryption != "none"
+
+
+class Kdf(msgspec.Struct, kw_only=True, frozen=True):
+    name: str
+    time: int = 0
+    memory: int = 0
+    lanes: int = 0
+
+
+class KeySlot(msgspec.Struct, kw_only=True):
+    version: int = FORMAT_VERSION
+    kind: str
+    vault: bytes
+    slot: str
+    label: str
+    created: int
+    kdf: Kdf
+    salt: bytes
+    nonce: bytes
+    wrapped: bytes
+
+
+class Keyring(msgspec.Struct, kw_only=True):
+    version: int = FORMAT_VERSION
+    vault: bytes
+    config: bytes
+    id_key: bytes
+    epochs: list[tuple[int, bytes, int]]
+
+    def __repr__(self) -> str:  # a keyring in a traceback must not show keys
+        return f"<Keyring of {self.vault.hex()}, {len(self.epochs)} epochs>"
+
+
+class Annotation(msgspec.Struct, kw_only=True):
+    version: int = FORMAT_VERSION
+    vault: bytes
+    target: str
+    id: bytes
+    kind: str
+    time: int
+    value: str = ""
+    replaces: list[str] = []
+
+
+class GcState(msgspec.Struct, kw_only=True):
+    version: int = FORMAT_VERSION
+    vault: bytes
+    generation: int
+    condemned: list[bytes] = []
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type, msgspec.msgpack.Decoder[msgspec.Struct]] = {}
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """The canonical encoding of a structure."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes | memoryview, kind: type[T], what: str) -> T:
+    """The structure that `data` encodes; `what` names it in errors.
+
+    Raises `Damage` when it is not one, `NewerFormat` when it needs something that this version does not know.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        value = decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise Damage(f"{what} is not readable: {error}") from None
+    version = getattr(value, "version", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise NewerFormat(
+            f"{what} has format version {version}; this vault program reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    unknown = set(getattr(value, "requires", ())) - KNOWN_REQUIREMENTS
+    if unknown:
+        raise NewerFormat(f"{what} needs {', '.join(sorted(unknown))}, which this version does not know: upgrade it")
+    return value  # type: ignore[return-value]

@@ -1,0 +1,122 @@
+"""An open vault: its store, keys, index and reader, and the snapshots in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+from lumina_vault import crypto, ids
+from lumina_vault.backends import Backend
+from lumina_vault.crypto import Keys
+from lumina_vault.errors import Damage, UsageError, VaultError
+from lumina_vault.index import Index
+from lumina_vault.model import Config, GcState, Record, decode, encode
+from lumina_vault.store.reader import ChunkReader
+from lumina_vault.store.session import Session
+
+INDEX_FILE = "index.db"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A committed snapshot: its id (32 bytes) and record."""
+
+    id: bytes
+    record: Record
+
+    @property
+    def short(self) -> str:
+        return self.id.hex()[: ids.SHORT]
+
+
+class Repository:
+    """Everything above works on this; `close` or `with` ends it."""
+
+    def __init__(self, backend: Backend, config: Config, keys: Keys, index: Index) -> None:
+        self.backend, self.config, self.keys, self.index = backend, config, keys, index
+        self.reader = ChunkReader(backend, keys, index)
+        if index.get_info("vault") != config.vault.hex():
+            raise Damage(f"the index {index.path} belongs to another vault; run: vault index rebuild")
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.index.close()
+
+    def session(self, kind: str) -> Session:
+        return Session(self.index, kind)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """All snapshots, in the order of their commits. Raises `Damage` for a record that does not open."""
+        for row in self.index.snapshot_rows():
+            yield Snapshot(row.id, open_record(self.keys, row.id, row.record))
+
+    def find(self, wanted: str) -> Snapshot:
+        """The snapshot that an id, the beginning of one, or `latest` names. Raises `UsageError` for none or several."""
+        if wanted == "latest":
+            last = None
+            for last in self.index.snapshot_rows():  # noqa: B007 (the last one is what we want)
+                pass
+            if last is None:
+                raise UsageError("the vault holds no snapshots yet")
+            return Snapshot(last.id, open_record(self.keys, last.id, last.record))
+        if len(wanted) < 2 or set(wanted) - set("0123456789abcdef"):
+            raise UsageError(f"{wanted!r} is not a snapshot id: give two or more hex digits of one, or 'latest'")
+        rows = [row for row in self.index.snapshot_rows() if row.id.hex().startswith(wanted)]
+        if not rows:
+            raise UsageError(f"no snapshot's id begins with {wanted}; see: vault snapshots")
+        if len(rows) > 1:
+            raise UsageError(f"{len(rows)} snapshots' ids begin with {wanted}; give more digits")
+        return Snapshot(rows[0].id, open_record(self.keys, rows[0].id, rows[0].record))
+
+    def store_record(self, session: Session, record: Record) -> Snapshot:
+        """Law 1: packs and index rows are durable; now the record, then the commit. Only then the snapshot exists."""
+        sealed = crypto.seal(self.keys, crypto.SNAPSHOT, encode(record))
+        snapshot = ids.object_hash(sealed)
+        self.backend.put(ids.snapshot_path(snapshot), sealed)
+        session.commit(snapshot, sealed)
+        return Snapshot(snapshot, record)
+
+
+def open_record(keys: Keys, snapshot: bytes, sealed: bytes) -> Record:
+    """A snapshot record from its sealed bytes. Raises `Damage`, `NewerFormat`."""
+    what = f"snapshot {snapshot.hex()[: ids.SHORT]}"
+    if ids.object_hash(sealed) != snapshot:
+        raise Damage(f"{what} is damaged: its bytes are not what its name says")
+    record = decode(crypto.unseal(keys, crypto.SNAPSHOT, sealed, what), Record, what)
+    if record.vault != keys.vault:
+        raise Damage(f"{what} belongs to another vault")
+    return record
+
+
+def read_gc(backend: Backend, keys: Keys) -> tuple[GcState, bytes]:
+    """(deletion state, its object's bytes)."""
+    raw = backend.read("gc")
+    state = decode(crypto.unseal(keys, crypto.GC, raw, "gc"), GcState, "gc")
+    if state.vault != keys.vault:
+        raise Damage("gc belongs to another vault")
+    return state, raw
+
+
+def raise_generation(backend: Backend, keys: Keys) -> GcState:
+    """Raise the generation, so that no deleter with an older index goes on (design, section 9, step 5)."""
+    for _ in range(16):
+        state, raw = read_gc(backend, keys)
+        state.generation += 1
+        if backend.compare_and_swap("gc", raw, crypto.seal(keys, crypto.GC, encode(state))):
+            return state
+    raise VaultError(
+        "the deletion state keeps changing under this command; run it again when other vault commands are done"
+    )
+
+
+def index_path(root: str) -> str:
+    return os.path.join(root, INDEX_FILE)
