@@ -169,7 +169,7 @@ def unseal(keys: Keys, type_: int, data: bytes, what: str) -> bytes:
     return codec.zstd_unframe(body, what)
 
 
-# --- key slots -------------------------------------------------------------------------------------------------------
+# --- key slots ---
 
 
 def _slot_context(slot: KeySlot) -> bytes:

@@ -33,6 +33,10 @@ class Backend(Protocol):
     @property
     def writable(self) -> bool: ...
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """(device, inode) of the directory that the store is, if it is one."""
+
     def exists(self) -> bool:
         """True if a vault's `config` is there."""
 
@@ -61,7 +65,10 @@ class Backend(Protocol):
         """Length in bytes. Raises `ObjectMissing`."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below `packs/`, `snapshots/`, `annotations/`, `keys/` or `parity/`, in no order; foreign names are passed over."""
+        """Objects below `packs/`, `snapshots/`, `annotations/`, `keys/` or `parity/`, in no order.
+
+        Foreign names are passed over.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; not an error when it is gone already."""

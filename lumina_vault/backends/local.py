@@ -84,6 +84,12 @@ class LocalBackend:
     def writable(self) -> bool:
         return os.access(self.root, os.W_OK | os.X_OK) and not os.statvfs(self.root).f_flag & os.ST_RDONLY
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        with _mapped(self.root):
+            status = os.stat(self.root)
+        return status.st_dev, status.st_ino
+
     def exists(self) -> bool:
         return os.path.lexists(os.path.join(self.root, "config"))
 
@@ -179,7 +185,8 @@ class LocalBackend:
                     more = os.pread(fd, length - len(data), offset + len(data))
                     if not more:
                         raise Damage(
-                            f"{name} is truncated: bytes {offset}-{offset + length} were asked for, it ends at {offset + len(data)}"
+                            f"{name} is truncated: bytes {offset}-{offset + length} were asked for, "
+                            f"it ends at {offset + len(data)}"
                         )
                     data += more
                 return data

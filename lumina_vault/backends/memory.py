@@ -31,6 +31,10 @@ class MemoryBackend:
     def url(self) -> str:
         return "memory:"
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        return None
+
     def exists(self) -> bool:
         return "config" in self.objects
 

@@ -263,7 +263,13 @@ def stats(
     if as_json:
         emit({
             "components": [
-                {"component": r.name, "snapshots": r.snapshots, "logical": r.logical, "distinct": r.distinct, "stored": r.stored}
+                {
+                    "component": r.name,
+                    "snapshots": r.snapshots,
+                    "logical": r.logical,
+                    "distinct": r.distinct,
+                    "stored": r.stored,
+                }
                 for r in rows
             ],
             "snapshots": len(among),
@@ -276,5 +282,6 @@ def stats(
         right=(1, 2, 3, 4),
     )
     out(
-        f"\nvault: {totals['packs']:,} packs of {size(totals['pack_bytes'])}, {totals['chunks']:,} chunks of {size(totals['plain_bytes'])}"
+        f"\nvault: {totals['packs']:,} packs of {size(totals['pack_bytes'])}, "
+        f"{totals['chunks']:,} chunks of {size(totals['plain_bytes'])}"
     )

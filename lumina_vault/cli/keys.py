@@ -95,7 +95,7 @@ def remove(
     key_file: options.KeyFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Remove a key slot; never the last one. Whoever copied the slot before can still use it: see `key rotate`, later."""
+    """Remove a key slot; never the last one. A copy of the slot made before still opens the vault."""
     from lumina_vault.ops import vaults
     from lumina_vault.store import keystore
 

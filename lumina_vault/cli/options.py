@@ -56,8 +56,8 @@ def new_passphrase(what: str) -> Secret:
 
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{what} needs a passphrase and there is no terminal to ask on: give VAULT_PASSPHRASE, VAULT_PASSPHRASE_FILE "
-            "or --key-file FILE"
+            f"{what} needs a passphrase and there is no terminal to ask on: "
+            "give VAULT_PASSPHRASE, VAULT_PASSPHRASE_FILE or --key-file FILE"
         )
     from getpass import getpass
 

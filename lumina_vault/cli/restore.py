@@ -98,7 +98,13 @@ def _show(plan: RestorePlan, as_json: bool) -> None:
         emit({
             "snapshot": plan.snapshot.id.hex(),
             "plan": [
-                {"component": i.component.id, "target": i.target, "action": i.action, "reason": i.reason, "size": i.component.size}
+                {
+                    "component": i.component.id,
+                    "target": i.target,
+                    "action": i.action,
+                    "reason": i.reason,
+                    "size": i.component.size,
+                }
                 for i in plan.items
             ],
         })  # fmt: skip
@@ -123,7 +129,8 @@ def _tell(outcome: Outcome) -> None:
     report = outcome.report
     kept = f", {report.kept:,} were right already" if report.kept else ""
     out(
-        f"{outcome.item.component.id}  {report.files:,} files, {report.dirs:,} directories, {size(report.size)}{kept} -> {outcome.item.target}"
+        f"{outcome.item.component.id}  {report.files:,} files, {report.dirs:,} directories, "
+        f"{size(report.size)}{kept} -> {outcome.item.target}"
     )
     for note in report.notes:
         warn(f"{outcome.item.component.id}: {note}")

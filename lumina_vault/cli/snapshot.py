@@ -121,7 +121,8 @@ def snapshot(
     else:
         new, stored = (sum(getattr(c, name) for c in record.components) for name in ("new_bytes", "stored_bytes"))
         out(
-            f"snapshot {taken.short}  new {size(new)}, stored as {size(stored)}, {(record.end - record.time) / 1e9:.1f} s"
+            f"snapshot {taken.short}  new {size(new)}, stored as {size(stored)}, "
+            f"{(record.end - record.time) / 1e9:.1f} s"
         )
     left_out = 0
     for component in record.components:
@@ -153,7 +154,12 @@ def _show_plan(plan: object, as_json: bool) -> None:
     table(
         ("component", "source", "files", "size"),
         [
-            (str(r["component"]), str(r["source"]), "" if r["files"] is None else f"{r['files']:,}", "" if r["size"] is None else size(int(str(r["size"]))))
+            (
+                str(r["component"]),
+                str(r["source"]),
+                "" if r["files"] is None else f"{r['files']:,}",
+                "" if r["size"] is None else size(int(str(r["size"]))),
+            )
             for r in rows
         ],
         right=(2, 3),

@@ -41,6 +41,8 @@ class Options:
     exclude_caches: bool = False
     one_file_system: bool = False
     trust_before: int = 0
+    vault: tuple[int, int] | None = None
+    """(device, inode) of the vault's own directory, which is never part of what it holds."""
 
 
 class DirectoryExporter:
@@ -115,7 +117,7 @@ class DirectoryExporter:
             return None
         try:
             if stat.S_ISREG(mode):
-                self._file(parent, name, path, earlier)
+                self._file(parent, name, path, status, earlier)
             else:
                 self._special(parent, name, path, status)
         except OSError as error:
@@ -147,6 +149,10 @@ class DirectoryExporter:
             self._missed(path, error)
             return None
         try:
+            if (status.st_dev, status.st_ino) == self.options.vault:
+                self.report.note(f"{shown(path)}: the vault itself, left out")
+                os.close(fd)
+                return None
             self._directory(path, os.fstat(fd), fd)
             if crosses or (self.options.exclude_caches and _is_cache(fd)):
                 os.close(fd)
@@ -175,11 +181,13 @@ class DirectoryExporter:
         self.sink.add(entry)
         return True
 
-    def _file(self, parent: int, name: bytes, path: bytes, earlier: Entry | None) -> None:
+    def _file(self, parent: int, name: bytes, path: bytes, status: os.stat_result, earlier: Entry | None) -> None:
+        """The status that the walk saw serves the first attempt: what is read must still be that."""
         fd = self._open_file(parent, name)
         try:
             for attempt in range(_RETRIES + 1):
-                status = os.fstat(fd)
+                if attempt:
+                    status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.ESTALE, "it was replaced while the directory was read")
                 entry = _entry(path, status, _xattrs(fd))
@@ -311,6 +319,7 @@ def _changed(fd: int, before: os.stat_result, read: int) -> bool:
         or now.st_size != read
         or now.st_mtime_ns != before.st_mtime_ns
         or now.st_ctime_ns != before.st_ctime_ns
+        or now.st_ino != before.st_ino
     )
 
 

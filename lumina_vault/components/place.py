@@ -91,7 +91,7 @@ class TreeRestorer:
         if self.unowned:
             self.report.miss(f"owner of {self.unowned} entries not restored: that takes root")
 
-    # --- the way down --------------------------------------------------------------------------------------------------
+    # --- the way down ---
 
     def _place(self, entry: Entry) -> None:
         path = entry.path
@@ -168,7 +168,7 @@ class TreeRestorer:
             self.metadata(directory.fd, entry)
         self._dirs.clear()
 
-    # --- entries -------------------------------------------------------------------------------------------------------
+    # --- entries ---
 
     def _entry(self, directory: _Directory, name: bytes, entry: Entry) -> None:
         if entry.flags & LINKED:
@@ -310,12 +310,13 @@ class TreeRestorer:
     def failed(self, entry: Entry, error: OSError) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             raise TargetError(
-                f"{shown(entry.path)}: {error.strerror}; the restore stopped there, run it again with --replace to go on"
+                f"{shown(entry.path)}: {error.strerror}; the restore stopped there, "
+                "run it again with --replace to go on"
             )
         with self.lock:
             self.report.miss(f"{shown(entry.path)}: {error.strerror}")
 
-    # --- metadata ------------------------------------------------------------------------------------------------------
+    # --- metadata ---
 
     def metadata(self, fd: int, entry: Entry) -> None:
         """Owner first: changing it clears setuid bits and file capabilities. Times last."""

@@ -228,7 +228,7 @@ class Index:
             value: str | None = rx.execute(sa.select(info.c.value).where(info.c.key == key)).scalar()
         return value
 
-    # --- sessions ----------------------------------------------------------------------------------------------------
+    # --- sessions ---
 
     def open_session(self, kind: str) -> tuple[int, locks.SessionLock]:
         """Step 1: a session's row, `active`, and the lock that proves it lives."""
@@ -284,7 +284,7 @@ class Index:
         if not tx.execute(sa.select(self._is_active(session))).scalar():
             raise SessionFenced("another process found this one dead and fenced it; nothing was lost, run again")
 
-    # --- packs and chunks ----------------------------------------------------------------------------------------------
+    # --- packs and chunks ---
 
     def register(self, session: int, wanted: Sequence[int]) -> set[int]:
         """Step 2: register live packs (row ids) to an active session. Returns those that it may now rely on."""
@@ -394,7 +394,8 @@ class Index:
         """Packs left `writing` by sessions that are no longer active."""
         live_holder = (
             sa.exists()
-            .where(session_packs.c.pack == packs.c.id, sessions.c.id == session_packs.c.session, sessions.c.state == ACTIVE)
+            .where(session_packs.c.pack == packs.c.id)
+            .where(sessions.c.id == session_packs.c.session, sessions.c.state == ACTIVE)
         )  # fmt: skip
         with self._read() as rx:
             return [
@@ -462,7 +463,7 @@ class Index:
             )
             return [PackRow._make(row) for row in rx.execute(query)]
 
-    # --- snapshots -----------------------------------------------------------------------------------------------------
+    # --- snapshots ---
 
     def commit(self, session: int, snapshot: bytes, record: bytes, used: Iterable[int]) -> None:
         """Step 4: the snapshot, and its packs from the session's registered set; the session is closed.
@@ -513,6 +514,20 @@ class Index:
                 return
             last = rows[-1].seq
 
+    def newest_snapshots(self) -> Iterator[SnapshotRow]:
+        """Snapshots that are present, the latest commit first; read a few at a time."""
+        last: int | None = None
+        while True:
+            with self._read() as rx:
+                query = sa.select(*_SNAPSHOT_COLUMNS).where(snapshots.c.state == PRESENT)
+                if last is not None:
+                    query = query.where(snapshots.c.seq < last)
+                rows = rx.execute(query.order_by(snapshots.c.seq.desc()).limit(8)).all()
+            yield from (SnapshotRow._make(row) for row in rows)
+            if len(rows) < 8:
+                return
+            last = rows[-1][0]
+
     def snapshot_ids(self) -> set[bytes]:
         """Ids of all snapshots that were committed, forgotten ones as well."""
         with self._read() as rx:
@@ -529,13 +544,17 @@ class Index:
                 sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(packs.c.size), 0)).where(packs.c.state == LIVE)
             ).one()
             count, plain, stored = rx.execute(
-                sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.plain), 0), sa.func.coalesce(sa.func.sum(chunks.c.stored), 0))
+                sa.select(
+                    sa.func.count(),
+                    sa.func.coalesce(sa.func.sum(chunks.c.plain), 0),
+                    sa.func.coalesce(sa.func.sum(chunks.c.stored), 0),
+                )
                 .join(packs, packs.c.id == chunks.c.pack)
                 .where(packs.c.state == LIVE)
             ).one()  # fmt: skip
         return {"packs": n, "pack_bytes": size, "chunks": count, "plain_bytes": plain, "stored_bytes": stored}
 
-    # --- rebuild -------------------------------------------------------------------------------------------------------
+    # --- rebuild ---
 
     def add_rebuilt_pack(
         self,

@@ -8,7 +8,7 @@ import os
 
 
 class SessionLock:
-    """`directory/token`, exclusively locked from construction to `release`. The kernel drops the lock with the process."""
+    """`directory/token`, exclusively locked until `release`. The kernel drops the lock with the process."""
 
     def __init__(self, directory: str, token: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)

@@ -84,7 +84,7 @@ def _vault(settings: Settings, repository: Repository) -> Iterator[Finding]:
     loose = [name for name in ("", "packs", "snapshots", "keys", "index.db") if _others_may(os.path.join(root, name))]
     yield Finding(
         "permissions", not loose,
-        "only the owner has access" if not loose else f"others have access to {', '.join(n or 'the directory' for n in loose)}",
+        f"others have access to {', '.join(n or 'the directory' for n in loose)}" if loose else "only the owner's",
         f"chmod -R go= {root}" if loose else "",
     )  # fmt: skip
     free = shutil.disk_usage(root).free

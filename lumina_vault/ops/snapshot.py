@@ -168,13 +168,13 @@ class _Run:
             return None
         host = socket.gethostname()
         best: tuple[tuple[bool, bool], Snapshot] | None = None
-        for snapshot in self.repository.snapshots():
+        for snapshot in self.repository.newest():
             trees = [c for c in snapshot.record.components if c.tree is not None and c.kind == "dir"]
-            if not trees:
-                continue
             rank = (any(c.name in names for c in trees), snapshot.record.host == host)
-            if best is None or rank >= best[0]:
+            if trees and (best is None or rank > best[0]):
                 best = (rank, snapshot)
+                if all(rank):
+                    break
         return best[1] if best else None
 
     def _component(
@@ -220,7 +220,13 @@ class _Run:
                 trust = parent.record.time - _TRUST_MARGIN
         writer = TreeWriter(self.keys, session, uploader, buffers, previous, counter)
         filter_ = self.plan.filter
-        options = Options(excluder(filter_.exclude), filter_.exclude_caches, filter_.one_file_system, trust)
+        options = Options(
+            excluder(filter_.exclude),
+            filter_.exclude_caches,
+            filter_.one_file_system,
+            trust,
+            self.repository.backend.place,
+        )
         DirectoryExporter(source.path, writer, report, options).export()
         return Component(
             kind="dir", name=source.name, source=os.fsencode(source.path), profile=LARGE, tree=writer.finish()

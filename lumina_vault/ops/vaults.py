@@ -57,7 +57,7 @@ def create_vault(settings: Settings, secret: Secret | None) -> Config:
         raise UsageError(f"there is a vault at {backend.url} already")
     config, _ = keystore.create(backend, secret)
     Index.create(index_file(settings), config.vault, 1).close()
-    Pins(settings.state_directory).check(backend.url, config)
+    Pins(settings.state_directory).remember(backend.url, config)
     return config
 
 
@@ -71,10 +71,11 @@ def unlock(settings: Settings, ask: Callable[[], Sequence[Secret]] | None = None
     config, raw = keystore.load_config(backend)
     pins = Pins(settings.state_directory)
     pins.check(backend.url, config)
-    if not config.encrypted and settings.key_file:
+    if not config.encrypted and (settings.key_file or settings.passphrase):
+        given = f"key file {settings.key_file}" if settings.key_file else settings.passphrase_source
         raise Damage(
-            f"a key file was given, but the vault at {backend.url} is not encrypted: it is not the vault that you mean, "
-            "or somebody replaced it"
+            f"{given} was given, but the vault at {backend.url} is not encrypted: it is not the vault that you mean, "
+            "or somebody replaced it. To use it all the same, run without a key"
         )
 
     def offered() -> Sequence[Secret]:
@@ -106,7 +107,7 @@ def open_vault(
             failed.append(error)
 
     # Deriving the key takes a processor for a tenth of a second and importing SQLAlchemy another: side by side.
-    thread = threading.Thread(target=derive, name="unlock")
+    thread = threading.Thread(target=derive, name="unlock", daemon=True)
     thread.start()
     try:
         from lumina_vault.store.repository import Repository

@@ -20,6 +20,9 @@ MAX_HEIGHT = 8
 BLOCK_BYTES = 8 << 20
 """One read buffer: twice the largest chunk."""
 
+_MOST_BLOCKS = 64
+"""Blocks and holes of one file whose place in the list of extents is still open."""
+
 R = TypeVar("R")
 
 
@@ -64,7 +67,7 @@ class ContentWriter:
     def __init__(self, keys: Keys, uploader: Uploader, counter: Counter) -> None:
         self._keys, self._uploader, self._counter = keys, uploader, counter
         self._nodes: NodeList[Ref] = NodeList(1024, lambda ref: ref.chunk, self._node)
-        self._blocks: deque[tuple[Future[list[bytes]], list[int]]] = deque()
+        self._blocks: deque[tuple[Future[list[bytes]] | None, list[int]]] = deque()
         self.size = 0
 
     def _node(self, height: int, refs: list[Ref]) -> Ref:
@@ -76,23 +79,31 @@ class ContentWriter:
         """Chunks of these lengths follow; their ids are the future's result."""
         self.size += sum(lengths)
         self._blocks.append((future, lengths))
-        while len(self._blocks) > 64 or (self._blocks and self._blocks[0][0].done()):
-            self._settle()
+        self._settle_done()
 
     def hole(self, length: int) -> None:
-        while self._blocks:
-            self._settle()
         self.size += length
-        self._nodes.add(Ref(b"", 0, length))
+        self._blocks.append((None, [length]))
+        self._settle_done()
+
+    def _settle_done(self) -> None:
+        while self._blocks:
+            future = self._blocks[0][0]
+            if future is not None and not future.done() and len(self._blocks) <= _MOST_BLOCKS:
+                return
+            self._settle()
 
     def _settle(self) -> None:
         future, lengths = self._blocks.popleft()
+        if future is None:
+            self._nodes.add(Ref(b"", 0, lengths[0]))
+            return
         for chunk, length in zip(future.result(), lengths, strict=True):
             self._nodes.add(Ref(chunk, 0, length))
 
     @property
     def ready(self) -> bool:
-        return all(future.done() for future, _ in self._blocks)
+        return all(future is None or future.done() for future, _ in self._blocks)
 
     def finish(self) -> Content:
         """Waits for the ids still missing. Raises what storing a block raised."""

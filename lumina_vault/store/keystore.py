@@ -25,7 +25,10 @@ class Secret:
 
 
 def create(backend: Backend, secret: Secret | None) -> tuple[Config, Keys]:
-    """Write a new vault's configuration; encrypted if there is a secret. The config comes last: with it the vault exists."""
+    """Write a new vault's configuration; encrypted if there is a secret.
+
+    The config comes last: with it the vault exists.
+    """
     backend.prepare()
     vault = ids.random_id(ids.VAULT_ID_BYTES)
     now = time.time_ns()
@@ -87,8 +90,8 @@ def unlock(backend: Backend, config: Config, raw: bytes, secrets: Callable[[], S
         given = " and ".join(secret.source for secret in offered)
         kinds = sorted({slot.kind for slot in slots})
         raise WrongKey(
-            f"wrong passphrase or key, or a damaged key slot: none of the {len(slots)} key slots ({', '.join(kinds) or 'none'}) "
-            f"opens with what came from {given}"
+            "wrong passphrase or key, or a damaged key slot: "
+            f"none of the {len(slots)} key slots ({', '.join(kinds) or 'none'}) opens with what came from {given}"
         )
     sealed = backend.read("keyring")
     keyring = decode(

@@ -36,7 +36,7 @@ class Pins:
             with open(path, encoding="utf-8") as file:
                 known = json.load(file)
         except (OSError, ValueError):
-            self._write(path, {**now, "first_seen": int(time.time())})
+            self.remember(url, config)
             return
         if known.get("vault") == now["vault"] and known.get("encryption") == now["encryption"]:
             return
@@ -44,6 +44,11 @@ class Pins:
         raise Damage(
             f"{url} held {was}; now it holds {is_}. Somebody replaced it. If that was you, remove {path} and run again"
         )
+
+    def remember(self, url: str, config: Config) -> None:
+        """A vault that this user has just made, whatever stood there before."""
+        now = {"url": url, "vault": config.vault.hex(), "encryption": config.encryption}
+        self._write(self.path(url), {**now, "first_seen": int(time.time())})
 
     def _write(self, path: str, value: Mapping[str, object]) -> None:
         """A pin that can't be written protects nobody, but must not stop a restore."""

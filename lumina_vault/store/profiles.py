@@ -1,4 +1,4 @@
-"""Chunk profiles: where a stream is cut (format.md section 4). A profile is part of the format; vectors pin its cuts."""
+"""Chunk profiles: where a stream is cut (format.md section 4). Part of the format; vectors pin the cuts."""
 
 from __future__ import annotations
 

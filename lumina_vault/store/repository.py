@@ -59,12 +59,15 @@ class Repository:
         for row in self.index.snapshot_rows():
             yield Snapshot(row.id, open_record(self.keys, row.id, row.record))
 
+    def newest(self) -> Iterator[Snapshot]:
+        """All snapshots, the latest commit first."""
+        for row in self.index.newest_snapshots():
+            yield Snapshot(row.id, open_record(self.keys, row.id, row.record))
+
     def find(self, wanted: str) -> Snapshot:
         """The snapshot that an id, the beginning of one, or `latest` names. Raises `UsageError` for none or several."""
         if wanted == "latest":
-            last = None
-            for last in self.index.snapshot_rows():  # noqa: B007 (the last one is what we want)
-                pass
+            last = next(self.index.newest_snapshots(), None)
             if last is None:
                 raise UsageError("the vault holds no snapshots yet")
             return Snapshot(last.id, open_record(self.keys, last.id, last.record))

@@ -81,7 +81,7 @@ class Verifier:
             self.repository.index.mark_damaged(self._damaged_rows)
         return self.result
 
-    # --- records -------------------------------------------------------------------------------------------------------
+    # --- records ---
 
     def _records(self) -> list[Snapshot]:
         """Records as the store has them, which must be those that the index was told of."""
@@ -106,7 +106,7 @@ class Verifier:
             result.notes.append(f"{lone} snapshot records were never committed: an interrupted run left them")
         return found
 
-    # --- packs ---------------------------------------------------------------------------------------------------------
+    # --- packs ---
 
     def _packs(self, wanted: list[Snapshot] | None) -> list[PackRow]:
         index = self.repository.index
@@ -202,7 +202,7 @@ class Verifier:
             self.result.bytes_read += pack.size
             self.result.chunks_read += count
 
-    # --- snapshots -----------------------------------------------------------------------------------------------------
+    # --- snapshots ---
 
     def _check_snapshots(self, snapshots: list[Snapshot]) -> None:
         """Walk trees and contents: every chunk they name must be in a pack that is there and not known as damaged."""
