@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from lumina_vault import codec, ids
-from lumina_vault.errors import Damage, NewerFormat, WrongKey
+from lumina_vault.errors import Damage, NewerFormat, VaultError, WrongKey
 from lumina_vault.model import FORMAT_VERSION, Kdf, Keyring, KeySlot
 
 HEADER: Final = struct.Struct("<7sBBBHI16s32s")
@@ -133,6 +133,8 @@ def seal(keys: Keys, type_: int, payload: bytes) -> bytes:
     header = Header(type_, False, 0, keys.vault, ids.random_id()) if clear else keys.new_header(type_)
     head = header.pack()
     body = codec.zstd_frame(payload)
+    if max(len(payload), len(head) + len(body) + 64) > codec.MAX_PLAIN:  # no reader would take it
+        raise VaultError(f"a record of {len(payload)} bytes is more than the format allows; save less in one snapshot")
     cipher = None if clear else keys.cipher(header)
     if cipher is not None:
         body = cipher.encrypt(nonce(0), body, head)

@@ -5,7 +5,7 @@ Everything here is frozen MessagePack: `encode` writes the canonical form, `deco
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -33,46 +33,60 @@ MISSING: Final = 4
 """`Entry.flags`: the contents could not be read."""
 
 
+# What no writer of format 1 ever writes is refused while it is decoded: sizes that no system call takes, and lists so
+# long that one chunk of 16 MiB would become hundreds of megabytes of objects.
+_U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+_Height = Annotated[int, msgspec.Meta(ge=0, le=8)]
+_Root = msgspec.Meta(max_length=INLINE_REFS)
+CONTENT_REFS: Final = 1024
+"""Most refs of one node of contents."""
+TREE_REFS: Final = 256
+"""Most refs of one node of a tree."""
+LEAF_ENTRIES: Final = 1024
+
+
 class Ref(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run of logical bytes: an extent of a chunk, a hole (`chunk` empty), or a node with what is below it."""
 
     chunk: bytes
-    offset: int
-    length: int
+    offset: _U63
+    length: _Positive
 
 
 class Content(msgspec.Struct, frozen=True, array_like=True):
     """A byte stream of `size` bytes; `refs` are extents at height 0, nodes above."""
 
-    size: int
-    height: int
-    refs: list[Ref]
+    size: _U63
+    height: _Height
+    refs: Annotated[list[Ref], _Root]
 
 
 class ContentNode(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    height: int
-    refs: list[Ref]
+    height: _Height
+    refs: Annotated[list[Ref], msgspec.Meta(max_length=CONTENT_REFS)]
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
     """One name in a tree; field by field in format.md section 6."""
 
     path: bytes
-    mode: int
-    uid: int
-    gid: int
+    mode: _U32
+    uid: _U32
+    gid: _U32
     mtime: int
     ctime: int
-    size: int
+    size: _U63
     ino: int
     nlink: int
     digest: bytes = b""
     profile: int = 0
-    height: int = 0
-    refs: list[Ref] = []
+    height: _Height = 0
+    refs: Annotated[list[Ref], _Root] = []
     link: bytes = b""
-    rdev: int = 0
+    rdev: _U63 = 0
     xattrs: list[tuple[bytes, bytes]] | None = None
     flags: int = 0
 
@@ -85,27 +99,27 @@ class TreeRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A leaf or node of a tree: entries below it and the path of the first."""
 
     chunk: bytes
-    count: int
+    count: _Positive
     first: bytes
 
 
 class Tree(msgspec.Struct, frozen=True, array_like=True):
     """A sorted list of entries; `refs` are leaves at height 0, nodes above."""
 
-    count: int
-    height: int
-    refs: list[TreeRef]
+    count: _U63
+    height: _Height
+    refs: Annotated[list[TreeRef], _Root]
 
 
 class TreeNode(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    height: int
-    refs: list[TreeRef]
+    height: _Height
+    refs: Annotated[list[TreeRef], msgspec.Meta(max_length=TREE_REFS)]
 
 
 class Leaf(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    entries: list[Entry]
+    entries: Annotated[list[Entry], msgspec.Meta(max_length=LEAF_ENTRIES)]
 
 
 class Component(msgspec.Struct, kw_only=True):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+WHOLE_LIMIT: Final = 16 << 20
+"""Longest object that is read as a whole (format.md section 2: a sealed object), in bytes."""
 
 
 class ObjectInfo(NamedTuple):
@@ -58,7 +61,8 @@ class Backend(Protocol):
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Exactly those bytes (to the end without `length`).
 
-        Raises `ObjectMissing`, or `Damage` when the object ends before.
+        Raises `ObjectMissing`, or `Damage` when the object ends before or, without `length`, is longer than
+        `WHOLE_LIMIT`: what somebody planted is not read into memory.
         """
 
     def size(self, name: str) -> int:

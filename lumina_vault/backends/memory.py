@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 from lumina_vault import ids
-from lumina_vault.backends.base import ObjectInfo, Spool
+from lumina_vault.backends.base import WHOLE_LIMIT, ObjectInfo, Spool
 from lumina_vault.errors import BackendError, Damage, ObjectMissing
 
 
@@ -56,18 +56,23 @@ class MemoryBackend:
         with self.lock:
             self.objects[name] = bytes(data)
 
-    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+    def _object(self, name: str) -> bytes:
         try:
-            data = self.objects[name]
+            return self.objects[name]
         except KeyError:
             raise ObjectMissing(f"{name} is not there") from None
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        data = self._object(name)
+        if length is None and len(data) > WHOLE_LIMIT:
+            raise Damage(f"{name} has {len(data)} bytes, more than the format allows")
         end = len(data) if length is None else offset + length
         if end > len(data) or offset > len(data):
             raise Damage(f"{name} is truncated: bytes {offset}-{end} were asked for, it ends at {len(data)}")
         return data[offset:end]
 
     def size(self, name: str) -> int:
-        return len(self.read(name))
+        return len(self._object(name))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self.lock:

@@ -56,6 +56,19 @@ class StreamSink(Protocol):
         """Store `source` to its end. Raises what reading or storing raised; then nothing refers to what was stored."""
 
 
+class LargeFile(Protocol):
+    """A file that a sink reads while its exporter goes on; the sink calls each method once, in this order."""
+
+    def segments(self) -> Iterator[Readable | int]:
+        """Readers of its data and lengths of its holes, in order."""
+
+    def ended(self, size: int) -> None:
+        """So many bytes were read, just now, in the thread that read them."""
+
+    def settled(self, entry: Entry) -> None:
+        """The entry has its contents: last changes to it, and whatever is to be released. In the exporter's thread."""
+
+
 class TreeSink(Protocol):
     """Takes the entries of one tree in depth-first order, names sorted as bytes."""
 
@@ -74,11 +87,11 @@ class TreeSink(Protocol):
     def add_large(
         self,
         entry: Entry,
-        segments: Iterator[Readable | int],
+        file: LargeFile,
         profile: int = LARGE,
         progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """A file as readers of its data and lengths of its holes, in order; returns its size in bytes."""
+    ) -> None:
+        """A file of any size, read by the sink in its own time; sets size, digest and contents of the entry."""
 
 
 class Target(Protocol):

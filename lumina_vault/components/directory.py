@@ -192,21 +192,24 @@ class DirectoryExporter:
                     raise OSError(errno.ESTALE, "it was replaced while the directory was read")
                 entry = _entry(path, status, _xattrs(fd))
                 if status.st_size >= BUNDLE_BELOW or _has_holes(fd, status):
-                    self._large(fd, entry, status)
-                    break
+                    profile = SMALL if os.pread(fd, 16, 0).startswith(_DATABASES) else LARGE
+                    file, fd = _LargeFile(fd, status, self.report), -1
+                    self.sink.add_large(entry, file, profile, self.report.progress)
+                    return
                 data = _read_small(fd, status.st_size)
                 if len(data) < BUNDLE_BELOW and not _changed(fd, status, len(data)):
-                    self.sink.add_small(entry, data, earlier)
-                    self.report.progress(len(data))
                     break
-                if attempt == _RETRIES:
-                    entry.flags |= CHANGED
-                    self.report.miss(f"{shown(path)}: changed while it was read")
-                    self.sink.add_small(entry, data[: BUNDLE_BELOW - 1], earlier)
+            else:
+                entry.flags |= CHANGED
+                self.report.miss(f"{shown(path)}: changed while it was read")
+                data = data[: BUNDLE_BELOW - 1]
+            self.sink.add_small(entry, data, earlier)
+            self.report.progress(len(data))
             self.report.files += 1
             self.report.size += entry.size
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _open_file(self, parent: int, name: bytes) -> int:
         if self._noatime:
@@ -215,17 +218,6 @@ class DirectoryExporter:
             except PermissionError:  # only a file's owner and root may leave its access time alone
                 pass
         return os.open(name, _OPEN, dir_fd=parent)
-
-    def _large(self, fd: int, entry: Entry, status: os.stat_result) -> None:
-        profile = SMALL if os.pread(fd, 16, 0).startswith(_DATABASES) else LARGE
-        segments = _Segments(fd, status.st_size)
-        size = self.sink.add_large(entry, iter(segments), profile, self.report.progress)
-        if segments.error is not None:
-            entry.flags |= CHANGED
-            self.report.miss(f"{shown(entry.path)}: {segments.error}")
-        elif _changed(fd, status, size):
-            entry.flags |= CHANGED
-            self.report.miss(f"{shown(entry.path)}: changed while it was read")
 
     def _special(self, parent: int, name: bytes, path: bytes, status: os.stat_result) -> None:
         mode = status.st_mode
@@ -245,17 +237,17 @@ class DirectoryExporter:
         self.report.miss(f"{shown(path)}: {reason}")
 
 
-class _Segments:
-    """Data ranges and holes of an open file, in order. Ends early, with `error` set, if the file can't be read on."""
+class _LargeFile:
+    """An open file as data ranges and holes. Ends early, with a problem noted, if the file can't be read on."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._size = fd, size
+    def __init__(self, fd: int, status: os.stat_result, report: Report) -> None:
+        self._fd, self._status, self._size, self._report = fd, status, status.st_size, report
         self._position = 0
         self._end = 0
-        self.error: str | None = None
+        self._problem: str | None = None
 
-    def __iter__(self) -> Iterator[Readable | int]:
-        while self._position < self._size and self.error is None:
+    def segments(self) -> Iterator[Readable | int]:
+        while self._position < self._size and self._problem is None:
             data = _seek(self._fd, self._position, os.SEEK_DATA, self._size)
             if data > self._position:
                 yield data - self._position
@@ -265,19 +257,30 @@ class _Segments:
                 yield self
 
     def readinto(self, buffer: memoryview, /) -> int:
-        try:
-            got = (
-                os.preadv(self._fd, [buffer[: self._end - self._position]], self._position)
-                if self._end > self._position
-                else 0
-            )
-        except OSError as error:
-            self.error = f"{error.strerror} after {self._position} bytes"
+        left = self._end - self._position
+        if left <= 0:
             return 0
-        if not got and self._end > self._position:
-            self.error = f"changed while it was read: it ends after {self._position} bytes"
+        try:
+            got = os.preadv(self._fd, [buffer[:left]], self._position)
+        except OSError as error:
+            self._problem = f"{error.strerror} after {self._position} bytes"
+            return 0
+        if not got:
+            self._problem = f"changed while it was read: it ends after {self._position} bytes"
         self._position += got
         return got
+
+    def ended(self, size: int) -> None:
+        if self._problem is None and _changed(self._fd, self._status, size):
+            self._problem = "changed while it was read"
+
+    def settled(self, entry: Entry) -> None:
+        os.close(self._fd)
+        if self._problem is not None:
+            entry.flags |= CHANGED
+            self._report.miss(f"{shown(entry.path)}: {self._problem}")
+        self._report.files += 1
+        self._report.size += entry.size
 
 
 def _seek(fd: int, position: int, whence: int, size: int) -> int:

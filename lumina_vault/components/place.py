@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Callable
@@ -160,7 +160,7 @@ class TreeRestorer:
         with os.scandir(frame.directory.fd) as found:
             extra = [os.fsencode(item.name) for item in found if os.fsencode(item.name) not in frame.names]
         for name in extra:
-            _remove(frame.directory.fd, name)
+            remove(frame.directory.fd, name)
             self.report.note(f"{shown(frame.entry.path + b'/' + name)}: deleted, the snapshot does not hold it")
 
     def _finish_directories(self) -> None:
@@ -204,7 +204,7 @@ class TreeRestorer:
                 report.progress(entry.size)
                 return
             if stat.S_ISDIR(status.st_mode):
-                _remove(directory.fd, name)
+                remove(directory.fd, name)
         job = _File(self, directory, name, entry, atomic=self.placing.replace)
         if len(entry.refs) == 1 and entry.refs[0].chunk and entry.height == 0:
             job.expect(1)
@@ -264,7 +264,7 @@ class TreeRestorer:
         status = self._in_the_way(directory, name)
         if status is not None:
             if stat.S_ISDIR(status.st_mode):
-                _remove(directory.fd, name)
+                remove(directory.fd, name)
             else:
                 os.unlink(name, dir_fd=directory.fd)
         if stat.S_ISLNK(mode):
@@ -299,7 +299,7 @@ class TreeRestorer:
                     self.report.kept += 1
                     self.report.files += 1
                     return
-                _remove(directory.fd, name)
+                remove(directory.fd, name)
             os.link(base, name, src_dir_fd=fd, dst_dir_fd=directory.fd, follow_symlinks=False)
             self.report.files += 1
         except FileNotFoundError:
@@ -373,6 +373,7 @@ class _File:
         "_owner",
         "_problem",
         "_temporary",
+        "_writing",
     )
 
     def __init__(self, owner: TreeRestorer, directory: _Directory, name: bytes, entry: Entry, *, atomic: bool) -> None:
@@ -383,17 +384,30 @@ class _File:
             entry,
             atomic,
         )
-        self._temporary = b".%s.vault-restore" % secrets.token_hex(6).encode() if atomic else name
+        # The same name each time, so that what an interrupted run left is found and written anew.
+        digest = hashlib.sha256(name).hexdigest()[:16].encode()
+        self._temporary = b".%s.vault-restore" % digest if atomic else name
         self._fd = -1
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._outstanding = 1
         self._problem: str | None = None
 
     def start(self) -> None:
         """Make the file; for a sparse one its length, so that what is not written is a hole."""
-        self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=self._directory.fd)
+        self._open()
         if self._entry.size:
             os.truncate(self._fd, self._entry.size)
+
+    def _open(self) -> None:
+        at = self._directory.fd
+        try:
+            self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=at)
+        except FileExistsError:
+            if not self._atomic:
+                raise
+            remove(at, self._temporary)
+            self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=at)
 
     def expect(self, pieces: int) -> None:
         with self._lock:
@@ -402,13 +416,15 @@ class _File:
     def write(self, position: int, data: Plain) -> None:
         with self._lock:
             if self._fd < 0:
-                self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=self._directory.fd)
+                self._open()
         try:
-            view = memoryview(data)
-            while len(view):
-                written = os.pwrite(self._fd, view, position)
-                view = view[written:]
-                position += written
+            # One writer at a time: the kernel lets two threads that write one file spin against each other.
+            with self._writing:
+                view = memoryview(data)
+                while len(view):
+                    written = os.pwrite(self._fd, view, position)
+                    view = view[written:]
+                    position += written
         except OSError as error:
             self._problem = error.strerror
             self.release()
@@ -459,7 +475,7 @@ def _inside(path: bytes, directory: bytes) -> bool:
     return not directory or path.startswith(directory + b"/")
 
 
-def _remove(parent: int, name: bytes) -> None:
+def remove(parent: int, name: bytes) -> None:
     """Remove a file, or a directory with all that is in it, without following a symlink."""
     try:
         os.unlink(name, dir_fd=parent)
@@ -471,7 +487,7 @@ def _remove(parent: int, name: bytes) -> None:
         with os.scandir(fd) as found:
             below = [os.fsencode(item.name) for item in found]
         for item in below:
-            _remove(fd, item)
+            remove(fd, item)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=parent)

@@ -218,7 +218,6 @@ class _Run:
                 and not self.plan.reread
             ):
                 trust = parent.record.time - _TRUST_MARGIN
-        writer = TreeWriter(self.keys, session, uploader, buffers, previous, counter)
         filter_ = self.plan.filter
         options = Options(
             excluder(filter_.exclude),
@@ -227,10 +226,10 @@ class _Run:
             trust,
             self.repository.backend.place,
         )
-        DirectoryExporter(source.path, writer, report, options).export()
-        return Component(
-            kind="dir", name=source.name, source=os.fsencode(source.path), profile=LARGE, tree=writer.finish()
-        )
+        with TreeWriter(self.keys, session, uploader, buffers, previous, counter) as writer:
+            DirectoryExporter(source.path, writer, report, options).export()
+            tree = writer.finish()
+        return Component(kind="dir", name=source.name, source=os.fsencode(source.path), profile=LARGE, tree=tree)
 
     def _stream(
         self, source: StreamSource, uploader: Uploader, buffers: BufferPool, report: Report, counter: Counter

@@ -142,7 +142,12 @@ def parse_footer(footer: bytes, length: int, path: str) -> tuple[int, int, int]:
     if footer[-len(_TAIL_MAGIC) :] != _TAIL_MAGIC:
         raise Damage(f"{path} does not end as a pack: it is truncated or damaged")
     offset, stored, count = _FOOTER_START.unpack_from(footer)
-    if count > MAX_ENTRIES or offset < HEADER_SIZE or offset + stored + FOOTER_SIZE != length:
+    if (
+        count > MAX_ENTRIES
+        or offset < HEADER_SIZE
+        or offset + stored + FOOTER_SIZE != length
+        or not 0 <= stored - count * _ROW.size <= TAG_SIZE  # before a table of gigabytes is read
+    ):
         raise Damage(f"{path} has a damaged footer")
     return offset, stored, count
 
@@ -173,6 +178,8 @@ def parse_table(keys: Keys, path: str, head: bytes, table: bytes, footer: bytes,
         position += size
     if position != offset:
         raise Damage(f"{path} has entries that do not fill it")
+    if len({row.chunk for row in rows}) != count:
+        raise Damage(f"{path} lists a chunk twice, which no writer does")
     return Table(header, length, rows)
 
 

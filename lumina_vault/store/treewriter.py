@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol
 
 from lumina_vault.crypto import DATA, Keys
-from lumina_vault.errors import Damage
-from lumina_vault.model import BUNDLE, BUNDLE_BELOW, LARGE, Content, Entry, Ref, Tree
+from lumina_vault.errors import Damage, SourceError
+from lumina_vault.model import BUNDLE, BUNDLE_BELOW, LARGE, Entry, Ref, Tree
 from lumina_vault.store.contents import (
     BlockReader,
     BufferPool,
@@ -23,8 +27,20 @@ from lumina_vault.store.session import Session
 from lumina_vault.store.trees import TreeBuilder, leaves, sort_key
 from lumina_vault.store.uploader import Counter, Uploader
 
-_MOST_WAITING = 8192
+_BLOCK = 2 << 20
+"""Bytes of complete bundles that are worth a unit of work."""
+_MOST_LARGE = 64
+"""Large files open at once."""
+_MOST_WAITING = 32768
 """Entries that may wait for the ids of their chunks; then the open bundle is cut short."""
+
+
+class LargeFile(Protocol):
+    """The part of `components.base.LargeFile` that is used here."""
+
+    def segments(self) -> Iterator[Reader | int]: ...
+    def ended(self, size: int) -> None: ...
+    def settled(self, entry: Entry) -> None: ...
 
 
 class Previous:
@@ -103,13 +119,73 @@ class Previous:
 
 
 class _Bundle:
-    """Small files joined into one chunk; its id is known once `future` is done."""
+    """Small files joined into one chunk; its id is result `number` of `future`, once that is done."""
 
-    __slots__ = ("data", "future")
+    __slots__ = ("data", "future", "number")
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.future: Future[list[bytes]] | None = None
+        self.number = 0
+
+
+class _Large:
+    """A large file on its way: `read` is set once its last byte was read."""
+
+    __slots__ = ("error", "file", "profile", "progress", "read", "writer")
+
+    def __init__(
+        self, file: LargeFile, profile: int, progress: Callable[[int], None] | None, writer: ContentWriter
+    ) -> None:
+        self.file, self.profile, self.progress, self.writer = file, profile, progress, writer
+        self.read = threading.Event()
+        self.error: BaseException | None = None
+
+
+class _Background:
+    """Reads and cuts large files in order in a thread of its own, so that there is always something to compress while
+    the walk reads small files."""
+
+    def __init__(self, blocks: BlockReader) -> None:
+        self._blocks = blocks
+        self._jobs: SimpleQueue[_Large | None] = SimpleQueue()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: _Large) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="large", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """Give up what was not read yet, and wait for the thread."""
+        self._stopped = True
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._read(job)
+            except BaseException as error:  # noqa: BLE001 (raised again in the walk's thread)
+                job.error = error
+            job.read.set()
+
+    def _read(self, job: _Large) -> None:
+        def passed(got: int) -> None:
+            if self._stopped:
+                raise SourceError("the snapshot was given up")
+            if job.progress is not None:
+                job.progress(got)
+
+        for segment in job.file.segments():
+            if isinstance(segment, int):
+                job.writer.hole(segment)
+            else:
+                self._blocks.read(segment, job.profile, job.writer, passed)
+        job.file.ended(job.writer.size)
 
 
 class TreeWriter:
@@ -127,10 +203,25 @@ class TreeWriter:
         self._keys, self._session, self._uploader, self._counter = keys, session, uploader, counter
         self._previous = previous
         self._builder = TreeBuilder(keys, uploader, counter)
-        self._blocks = BlockReader(uploader, buffers, counter)
-        self._queue: deque[tuple[Entry, _Bundle | ContentWriter | None, int]] = deque()
+        self._background = _Background(BlockReader(uploader, buffers, counter))
+        self._queue: deque[tuple[Entry, _Bundle | _Large | None, int]] = deque()
+        self._large = 0
         self._bundle = _Bundle()
+        self._complete: list[_Bundle] = []
         self._packs: set[int] = set()
+
+    def __enter__(self) -> TreeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """After an error the large files still waiting are let go."""
+        self._background.stop()
+        for entry, waits, _ in self._queue:
+            if isinstance(waits, _Large):
+                waits.file.settled(entry)
+        self._queue.clear()
 
     def previous(self, path: bytes) -> Entry | None:
         """The earlier snapshot's entry of that path, if there is one. Call in tree order."""
@@ -182,36 +273,38 @@ class TreeWriter:
             self._cut_bundle()
 
     def add_large(
-        self,
-        entry: Entry,
-        segments: Iterator[Reader | int],
-        profile: int = LARGE,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """A larger file: readers of its data and lengths of its holes, in order. Returns its size in bytes."""
-        writer = ContentWriter(self._keys, self._uploader, self._counter)
-        for segment in segments:
-            if isinstance(segment, int):
-                writer.hole(segment)
-            else:
-                self._blocks.read(segment, profile, writer, progress)
+        self, entry: Entry, file: LargeFile, profile: int = LARGE, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """A larger file, read and cut in the background while the walk goes on."""
         entry.profile = profile
-        entry.size = writer.size
-        self._push(entry, writer, 0)
-        return writer.size
+        job = _Large(file, profile, progress, ContentWriter(self._keys, self._uploader, self._counter))
+        self._background.submit(job)
+        self._large += 1
+        self._push(entry, job, 0)
 
     def _cut_bundle(self) -> None:
+        """The open bundle is complete; several go to the pipeline as one block, which costs less than one by one."""
         bundle, self._bundle = self._bundle, _Bundle()
         if bundle.data:
-            bundle.future = self._uploader.submit([memoryview(bundle.data)], DATA, self._counter)
+            self._complete.append(bundle)
+            if sum(len(b.data) for b in self._complete) >= _BLOCK:
+                self._submit_bundles()
 
-    def _push(self, entry: Entry, waits: _Bundle | ContentWriter | None, offset: int) -> None:
+    def _submit_bundles(self) -> None:
+        complete, self._complete = self._complete, []
+        if complete:
+            future = self._uploader.submit([memoryview(b.data) for b in complete], DATA, self._counter)
+            for number, bundle in enumerate(complete):
+                bundle.future, bundle.number = future, number
+
+    def _push(self, entry: Entry, waits: _Bundle | _Large | None, offset: int) -> None:
         if waits is None and not self._queue:
             self._builder.add(entry)
             return
         self._queue.append((entry, waits, offset))
-        if len(self._queue) >= _MOST_WAITING:
+        if len(self._queue) >= _MOST_WAITING or self._large >= _MOST_LARGE:
             self._cut_bundle()
+            self._submit_bundles()
             self._drain(len(self._queue) // 2)
         else:
             self._drain(None)
@@ -225,24 +318,32 @@ class TreeWriter:
             if isinstance(waits, _Bundle):
                 if waits.future is None or not (wait or waits.future.done()):
                     return
-                entry.refs = [Ref(waits.future.result()[0], offset, entry.size)]
+                entry.refs = [Ref(waits.future.result()[waits.number], offset, entry.size)]
                 waits.data = bytearray()
             elif waits is not None:
-                if not (wait or waits.ready):
+                if not (wait or (waits.read.is_set() and (waits.error or waits.writer.ready))):
                     return
-                self._settle(entry, waits.finish())
+                self._settle(entry, waits)
             queue.popleft()
             self._builder.add(entry)
 
-    def _settle(self, entry: Entry, content: Content) -> None:
-        entry.height, entry.refs = content.height, content.refs
+    def _settle(self, entry: Entry, large: _Large) -> None:
+        """Wait for a large file and complete its entry. Raises what reading or storing it raised."""
+        large.read.wait()
+        if large.error is not None:
+            raise large.error
+        content = large.writer.finish()
+        entry.size, entry.height, entry.refs = content.size, content.height, content.refs
         if content.size:
             entry.digest = content_digest(self._keys, entry.profile, content)
         check_content(content, "a file just read")
+        self._large -= 1
+        large.file.settled(entry)
 
     def finish(self) -> Tree:
         """Everything added is in the tree; chunks may still be on their way to the store."""
         self._cut_bundle()
+        self._submit_bundles()
         self._drain(0)
         self._session.use(self._packs)
         return self._builder.finish()
