@@ -50,7 +50,7 @@ def load(
     found: dict[str, str] = {**_toml("vault.toml"), **_dotenv(".env"), **env}
     passphrase, source = _secret(found, "VAULT_PASSPHRASE")
     return Settings(
-        url=url or found.get("VAULT_URL") or _default_url(env),
+        url=url or _secret(found, "VAULT_URL")[0] or _default_url(env),
         level=level if level is not None else _number(found, "VAULT_LEVEL", 3, 1, 19),
         debug=found.get("DEBUG", "").lower() not in ("", "0", "false", "no"),
         state_directory=os.path.join(_xdg(env, "XDG_STATE_HOME", ".local/state"), "lumina-vault", "vaults"),

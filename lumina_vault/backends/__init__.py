@@ -20,8 +20,13 @@ def local_path(url: str) -> str:
                 raise UsageError(f"{url}: a file URL names no host; write file:///path or a plain path")
             rest = rest[2:]
         return rest
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if separator and "/" not in scheme:
+        if "@" in rest.partition("/")[0]:
+            raise UsageError(
+                f"the {scheme}: URL of the vault holds a password, which everybody on this machine could read in the "
+                "process list; put it into VAULT_URL or the file that VAULT_URL_FILE names"
+            )
         raise UsageError(
             f"{url}: this version keeps vaults in a directory (a path or file:/path); it has no {scheme}: backend"
         )

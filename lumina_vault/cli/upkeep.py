@@ -74,7 +74,12 @@ def verify(
             out(f"damage: {problem}")
         for a in result.affected:
             out(f"affected: {a.snapshot}:{a.component}{'/' + shown(a.path) if a.path else ''}: {a.reason}")
-        out("no damage found" if result.clean else "what is damaged is stored again by the next snapshot that reads it")
+        if result.clean:
+            out("no damage found")
+        elif result.affected:
+            out("what is affected is mended by the next snapshot that reads the same bytes: vault snapshot --reread")
+        else:
+            out("no snapshot is affected: what is damaged is in good packs as well, or not needed")
     if not result.clean:
         raise typer.Exit(13)
 
