@@ -62,7 +62,8 @@ class Filter:
 class Events:
     """What a command line shows while a snapshot runs: a component begins, bytes pass, it ends."""
 
-    begin: Callable[[str], None] = lambda _component: None
+    begin: Callable[[str, int], None] = lambda _component, _expected: None
+    """A component and the bytes it had last time; 0 when that is not known."""
     progress: Callable[[int], None] = lambda _bytes: None
     end: Callable[[Component, Report], None] = lambda _component, _report: None
 
@@ -188,10 +189,11 @@ class _Run:
         counter = Counter()
         report = Report(progress=self.events.progress)
         if isinstance(source, DirSource):
-            self.events.begin(f"dir:{source.name}")
+            earlier = _earlier(parent, source)
+            self.events.begin(f"dir:{source.name}", earlier.size if earlier else 0)
             component = self._directory(source, session, uploader, buffers, parent, report, counter)
         else:
-            self.events.begin(f"stream:{source.name}")
+            self.events.begin(f"stream:{source.name}", 0)
             component = self._stream(source, uploader, buffers, report, counter)
         component.files, component.dirs, component.size = report.files, report.dirs, report.size
         component.left_out, component.notes, component.complete = (
