@@ -25,6 +25,9 @@ BUNDLE: Final = 3
 BUNDLE_BELOW: Final = 131_072
 """Files smaller than this (bytes), without holes, are joined with their neighbours into common chunks."""
 
+SAFETY_TAG: Final = "safety"
+"""Tag of the snapshot that a replacing restore takes of what it replaces; `latest` never means one."""
+
 LINKED: Final = 1
 """`Entry.flags`: a further name of a hard link; `link` holds the first."""
 CHANGED: Final = 2
@@ -40,6 +43,7 @@ _U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 _Height = Annotated[int, msgspec.Meta(ge=0, le=8)]
 _Root = msgspec.Meta(max_length=INLINE_REFS)
+_Many = msgspec.Meta(max_length=65_536)
 CONTENT_REFS: Final = 1024
 """Most refs of one node of contents."""
 TREE_REFS: Final = 256
@@ -87,7 +91,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     refs: Annotated[list[Ref], _Root] = []
     link: bytes = b""
     rdev: _U63 = 0
-    xattrs: list[tuple[bytes, bytes]] | None = None
+    xattrs: Annotated[list[tuple[bytes, bytes]], _Many] | None = None
     flags: int = 0
 
     @property
@@ -135,7 +139,7 @@ class Component(msgspec.Struct, kw_only=True):
     profile: int = 0
     tree: Tree | None = None
     content: Content | None = None
-    digests: dict[str, Content] = {}
+    digests: Annotated[dict[str, Content], _Many] = {}
     files: int = 0
     dirs: int = 0
     size: int = 0
@@ -163,7 +167,7 @@ class Record(msgspec.Struct, kw_only=True):
     tags: list[str] = []
     program: str
     parent: bytes = b""
-    components: list[Component]
+    components: Annotated[list[Component], _Many]
     meta: dict[str, str] = {}
 
     @property
@@ -208,7 +212,7 @@ class Keyring(msgspec.Struct, kw_only=True):
     vault: bytes
     config: bytes
     id_key: bytes
-    epochs: list[tuple[int, bytes, int]]
+    epochs: Annotated[list[tuple[_U32, bytes, int]], _Many]
 
     def __repr__(self) -> str:  # a keyring in a traceback must not show keys
         return f"<Keyring of {self.vault.hex()}, {len(self.epochs)} epochs>"

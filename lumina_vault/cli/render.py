@@ -137,9 +137,9 @@ _TYPES = {
 class Progress:
     """One line for each component on a terminal, rewritten ten times a second; nothing when stderr is a pipe."""
 
-    def __init__(self, stream: IO[str] = sys.stderr) -> None:
-        self._stream = stream
-        self._live = stream.isatty()
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
         self._name = ""
         self._done = self._expected = 0
         self._began = self._shown = 0.0

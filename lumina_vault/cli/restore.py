@@ -70,7 +70,6 @@ def restore(
             ),
         )
         outcomes = plan.execute(repository, events)
-        damaged = any("not restored:" in note for outcome in outcomes for note in outcome.report.notes)
     missed = sum(outcome.report.left_out for outcome in outcomes)
     if as_json:
         emit(
@@ -88,7 +87,7 @@ def restore(
             warn(f"{item.component.id}: skipped: {item.reason}")
     if missed:
         warn(f"{missed} things were not restored as they were saved")
-        raise typer.Exit(13 if damaged else 3)
+        raise typer.Exit(13 if any(outcome.report.damaged for outcome in outcomes) else 3)
     if any(item.action == "skip" for item in plan.items):
         raise typer.Exit(3)
 

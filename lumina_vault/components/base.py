@@ -34,13 +34,16 @@ class Report:
     """Logical bytes of the files."""
     left_out: int = 0
     """Things that the plan included and that were missed: the run ends with exit status 3."""
+    damaged: int = 0
+    """Those of them that stored bytes are to blame for: exit status 13."""
     kept: int = 0
     """Entries taken over unread, or found in place already."""
     notes: list[str] = field(default_factory=list)
 
-    def miss(self, note: str) -> None:
-        """Something planned was left out, or is not as it should be."""
+    def miss(self, note: str, *, damage: bool = False) -> None:
+        """Something planned was left out, or is not as it should be; `damage` if stored bytes are to blame."""
         self.left_out += 1
+        self.damaged += damage
         self.note(note)
 
     def note(self, note: str) -> None:

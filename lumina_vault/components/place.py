@@ -148,6 +148,8 @@ class TreeRestorer:
         if frame.directory is None:
             return
         if self.placing.delete and self._included(frame.entry.path):
+            self._flush()  # a file still on its way lies beside its place
+            self.source.wait()
             self._delete_extra(frame)
         self._dirs.append((frame.directory, frame.entry))
         if len(self._dirs) >= _BATCH_DIRS:
@@ -364,6 +366,7 @@ class _File:
 
     __slots__ = (
         "_atomic",
+        "_damaged",
         "_directory",
         "_entry",
         "_fd",
@@ -392,6 +395,7 @@ class _File:
         self._writing = threading.Lock()
         self._outstanding = 1
         self._problem: str | None = None
+        self._damaged = False
 
     def start(self) -> None:
         """Make the file; for a sparse one its length, so that what is not written is a hole."""
@@ -435,6 +439,7 @@ class _File:
 
     def fail(self, position: int, reason: str) -> None:
         self._problem = f"bytes from {position} on: {reason}"
+        self._damaged = True
         self.release()
 
     def release(self) -> None:
@@ -455,7 +460,7 @@ class _File:
                     os.unlink(self._temporary, dir_fd=at)
                 kept = "; the file that was there is untouched" if self._atomic else ""
                 with owner.lock:
-                    owner.report.miss(f"{shown(entry.path)}: not restored: {self._problem}{kept}")
+                    owner.report.miss(f"{shown(entry.path)}: not restored: {self._problem}{kept}", damage=self._damaged)
                 return
             owner.metadata(self._fd, entry)
             if self._atomic:

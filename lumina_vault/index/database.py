@@ -127,6 +127,8 @@ def _mapped(path: str) -> Iterator[None]:
             raise StoreFull(
                 f"no space left for the index {path}; nothing older is harmed, free some space and run again"
             ) from None
+        if "no such table" in text or "no such column" in text:
+            raise Damage(f"the index {path} is incomplete; no data is lost, run: vault index rebuild") from None
         raise BackendError(f"the index {path} can't be used: {text}") from None
     except DatabaseError as error:
         raise Damage(f"the index {path} is damaged ({error.orig}); run: vault index rebuild") from None
@@ -145,10 +147,16 @@ class Index:
         self._engine = sa.create_engine("sqlite://", creator=self._connect, poolclass=sa.pool.NullPool)
         sa.event.listen(self._engine, "begin", _begin)
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        with _mapped(path):
-            self._reader = self._engine.connect()
-            self._writer = None if readonly else self._engine.connect().execution_options(vault_write=True)
-            self._check_revision()
+        self._lock = None if readonly else locks.IndexLock(self.lock_directory)
+        try:
+            with _mapped(path):
+                self._reader = self._engine.connect()
+                self._writer = None if readonly else self._engine.connect().execution_options(vault_write=True)
+                self._check_revision()
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
 
     @classmethod
     def create(cls, path: str, vault: bytes, generation: int) -> Index:
@@ -174,11 +182,15 @@ class Index:
     @classmethod
     def _initialised(cls, path: str, vault: bytes, generation: int) -> Index:
         index = cls(path)
-        with index.transaction("initialise") as tx:
-            tx.execute(
-                info.insert(),
-                [{"key": "vault", "value": vault.hex()}, {"key": "generation", "value": str(generation)}],
-            )
+        try:
+            with index.transaction("initialise") as tx:
+                tx.execute(
+                    info.insert(),
+                    [{"key": "vault", "value": vault.hex()}, {"key": "generation", "value": str(generation)}],
+                )
+        except BaseException:
+            index.close()
+            raise
         return index
 
     def _connect(self) -> sqlite3.Connection:
@@ -206,6 +218,8 @@ class Index:
             found = rx.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if found == REVISION:
             return
+        if found is None:
+            raise Damage(f"the index {self.path} is incomplete; no data is lost, run: vault index rebuild")
         from lumina_vault.index.migrate import known, upgrade
 
         if found not in known():
@@ -219,6 +233,8 @@ class Index:
         if self._writer is not None:
             self._writer.close()
         self._engine.dispose()
+        if self._lock is not None:
+            self._lock.release()
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -281,15 +297,15 @@ class Index:
 
     def fence_dead_sessions(self) -> int:
         """Step 7: fence every session whose death is proved. Returns how many."""
-        dead = [(i, token) for i, token, _ in self.active_sessions() if locks.is_dead(self.lock_directory, token)]
-        if not dead:
-            return 0
-        with self.transaction("fence") as tx:
-            for i, _ in dead:
-                tx.execute(sessions.update().where(sessions.c.id == i, sessions.c.state == ACTIVE).values(state=FENCED))
-                self._drop_session_packs(tx, i)
-        for _, token in dead:
-            locks.remove(self.lock_directory, token)
+        dead = [i for i, token, _ in self.active_sessions() if locks.is_dead(self.lock_directory, token)]
+        if dead:
+            with self.transaction("fence") as tx:
+                for i in dead:
+                    tx.execute(
+                        sessions.update().where(sessions.c.id == i, sessions.c.state == ACTIVE).values(state=FENCED)
+                    )
+                    self._drop_session_packs(tx, i)
+        locks.sweep(self.lock_directory)
         return len(dead)
 
     def _is_active(self, session: int) -> sa.ColumnElement[bool]:
@@ -423,11 +439,23 @@ class Index:
             tx.execute(session_packs.insert().values(session=session, pack=pack))
         return True
 
-    def mark_damaged(self, damaged: Iterable[tuple[bytes, int]]) -> None:
+    def mark_damaged(self, places: Iterable[tuple[bytes, int]], damaged: bool = True) -> None:
         """Chunks found damaged in a pack (row id) count as unknown from now on, so that they are stored again."""
-        with self.transaction("mark damaged") as tx:
-            for chunk, pack in damaged:
-                tx.execute(chunks.update().where(chunks.c.chunk == chunk, chunks.c.pack == pack).values(damaged=1))
+        rows = [{"c": chunk, "p": pack} for chunk, pack in places]
+        if rows:
+            with self.transaction("mark damaged") as tx:
+                tx.execute(
+                    chunks.update()
+                    .where(chunks.c.chunk == sa.bindparam("c"), chunks.c.pack == sa.bindparam("p"))
+                    .values(damaged=int(damaged)),
+                    rows,
+                )
+
+    def damaged_places(self) -> list[tuple[bytes, int]]:
+        """(chunk, pack row id) of everything in live packs that is known as damaged. Scans the table."""
+        with self._read() as rx:
+            query = sa.select(chunks.c.chunk, chunks.c.pack).join(packs, packs.c.id == chunks.c.pack)
+            return [(row[0], row[1]) for row in rx.execute(query.where(chunks.c.damaged != 0, packs.c.state == LIVE))]
 
     def packs_by_id(self, wanted: Sequence[int]) -> dict[int, PackRow]:
         found: dict[int, PackRow] = {}

@@ -13,12 +13,10 @@ from lumina_vault.components.base import Report
 from lumina_vault.components.directory import shown
 from lumina_vault.components.place import Placing, TreeRestorer
 from lumina_vault.errors import Damage, TargetError, UsageError
-from lumina_vault.model import Component
+from lumina_vault.model import SAFETY_TAG, Component
 from lumina_vault.ops.snapshot import DirSource, SnapshotPlan
 from lumina_vault.store.fetch import Fetcher, StoredTree
 from lumina_vault.store.repository import Repository, Snapshot
-
-SAFETY_TAG = "safety"
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,7 @@ def _restore_stream(fetcher: Fetcher, item: Item, report: Report, placing: Placi
     except BaseException as error:
         _discard(temporary)
         if isinstance(error, Damage):
-            report.miss(f"{shown(os.fsencode(item.component.id))}: not restored: {error}")
+            report.miss(f"{shown(os.fsencode(item.component.id))}: not restored: {error}", damage=True)
             return
         raise
 

@@ -57,6 +57,10 @@ def load_config(backend: Backend) -> tuple[Config, bytes]:
     try:
         raw = backend.read("config")
     except ObjectMissing:
+        if next(backend.list("packs/"), None) is not None:
+            raise Damage(
+                f"{backend.url} holds packs but no config: put back config and keyring from a copy of the vault"
+            ) from None
         raise NoSuchVault(
             f"there is no vault at {backend.url}; make one with: vault init --vault {backend.url}"
         ) from None
@@ -93,7 +97,13 @@ def unlock(backend: Backend, config: Config, raw: bytes, secrets: Callable[[], S
             "wrong passphrase or key, or a damaged key slot: "
             f"none of the {len(slots)} key slots ({', '.join(kinds) or 'none'}) opens with what came from {given}"
         )
-    sealed = backend.read("keyring")
+    try:
+        sealed = backend.read("keyring")
+    except ObjectMissing:
+        raise Damage(
+            f"the keyring of {backend.url} is missing, and nothing can be read without it: "
+            "put it back from a copy of the vault"
+        ) from None
     keyring = decode(
         crypto.unseal(
             Keys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from lumina_vault import ids
 from lumina_vault.backends import Backend
 from lumina_vault.crypto import Header, Keys
-from lumina_vault.errors import Damage, ObjectMissing
+from lumina_vault.errors import Damage, ObjectMissing, VaultError
 from lumina_vault.index import ChunkRow, Index, PackRow
 from lumina_vault.store.pack import open_chunk
 
@@ -55,7 +56,11 @@ class ChunkReader:
             if plain is not None:
                 self._cache.move_to_end(chunk)
                 return plain
-        plain = self._read(chunk, self._index.locate([chunk]).get(chunk, []))
+        bad: list[ChunkRow] = []
+        try:
+            plain = self._read(chunk, self._index.locate([chunk]).get(chunk, []), bad)
+        finally:
+            self._mark(bad)
         self._remember(chunk, plain)
         return plain
 
@@ -106,29 +111,39 @@ class ChunkReader:
 
     def fetch(self, span: Span) -> Iterator[tuple[ChunkRow, Plain | Damage]]:
         """The chunks of a range one by one, each checked by its id; one damaged everywhere comes as its `Damage`."""
+        bad: list[ChunkRow] = []
         try:
             data = memoryview(self._backend.read(ids.pack_path(span.pack.name), span.offset, span.length))
         except (Damage, ObjectMissing):
+            data = memoryview(b"")
+        try:
             for row in span.rows:
-                yield row, self._elsewhere(row)
-            return
-        for row in span.rows:
-            at = row.offset - span.offset
-            plain: Plain | Damage
-            try:
-                plain = self._open(row, data[at : at + row.stored])
-            except Damage:
-                plain = self._elsewhere(row)
-            yield row, plain
+                at = row.offset - span.offset
+                plain: Plain | Damage
+                try:
+                    plain = self._open(row, data[at : at + row.stored])
+                except Damage:
+                    plain = self._elsewhere(row, bad)
+                yield row, plain
+        finally:
+            self._mark(bad)
 
-    def _elsewhere(self, row: ChunkRow) -> Plain | Damage:
+    def _elsewhere(self, row: ChunkRow, bad: list[ChunkRow]) -> Plain | Damage:
         """Another copy of a chunk, or why there is none."""
         try:
-            return self._read(row.chunk, self._index.locate([row.chunk]).get(row.chunk, []))
+            return self._read(row.chunk, self._index.locate([row.chunk]).get(row.chunk, []), bad)
         except Damage as error:
             return error
 
-    def _read(self, chunk: bytes, places: list[ChunkRow]) -> Plain:
+    def _mark(self, bad: list[ChunkRow]) -> None:
+        """Damage makes a chunk unknown, whoever finds it: the next snapshot that reads those bytes stores them again,
+        and so does the one that found it in an earlier tree."""
+        if bad and not self._index.readonly:
+            with contextlib.suppress(VaultError):  # a full disk must not stop a restore
+                self._index.mark_damaged({(row.chunk, row.pack) for row in bad})
+
+    def _read(self, chunk: bytes, places: list[ChunkRow], bad: list[ChunkRow]) -> Plain:
+        """The first copy that is what it should be; copies that are not are added to `bad`."""
         problem: Damage | None = None
         self._load_packs({row.pack for row in places})
         for row in places:
@@ -137,8 +152,10 @@ class ChunkReader:
                 return self._open(row, self._backend.read(name, row.offset, row.stored))
             except ObjectMissing:
                 problem = Damage(f"pack {name} is missing from the store")
+                bad.append(row)
             except Damage as error:
                 problem = Damage(f"{error} (pack {name})") if name not in str(error) else error
+                bad.append(row)
         raise problem or Damage(
             f"chunk {chunk.hex()[: ids.SHORT]} is in no pack that the index knows; run: vault index rebuild"
         )

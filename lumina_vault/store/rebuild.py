@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from lumina_vault import crypto, ids
 from lumina_vault.backends import Backend
+from lumina_vault.backends.base import ObjectInfo
 from lumina_vault.crypto import Keys
-from lumina_vault.errors import Damage, ObjectMissing, VaultLocked
+from lumina_vault.errors import Damage, NewerFormat, ObjectMissing, VaultError
 from lumina_vault.index import Index, locks
 from lumina_vault.model import Annotation, Config, GcState, Record, decode
 from lumina_vault.store.contents import extents
-from lumina_vault.store.pack import read_table
+from lumina_vault.store.pack import Table, check_pack, read_table
 from lumina_vault.store.reader import ChunkReader
 from lumina_vault.store.repository import open_record, raise_generation, read_gc
 from lumina_vault.store.session import Session
@@ -42,59 +43,117 @@ def rebuild_in_place(
 
     Raises `VaultLocked` while another process has the vault open: it works with the old index.
     """
-    directory = os.path.join(os.path.dirname(path), "sessions")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    for token in os.listdir(directory):
-        if not locks.is_dead(directory, token):
-            raise VaultLocked("another vault command is running on this vault; run again when it is done")
-        locks.remove(directory, token)
-    fresh = f"{path}.rebuild"
-    _remove(fresh)
-    state = raise_generation(backend, keys)
-    index = Index.create(fresh, config.vault, state.generation)
+    vault = os.path.dirname(path)
+    workshop = os.path.join(vault, "rebuild")
+    sessions = os.path.join(vault, "sessions")
+    lock = locks.IndexLock(sessions, exclusive=True)
     try:
-        rebuilt = fill(backend, keys, index, state, progress)
+        shutil.rmtree(workshop, ignore_errors=True)
+        os.mkdir(workshop, 0o700)
+        fresh = os.path.join(workshop, os.path.basename(path))
+        rebuilt = Rebuilt()
+        state = raise_generation(backend, keys, rebuilt.problems)
+        index = Index.create(fresh, config.vault, state.generation)
+        try:
+            fill(backend, keys, index, state, progress, rebuilt)
+            with _old_index(path, config) as old:
+                if old is not None:
+                    _save_lost_records(backend, keys, index, old, rebuilt)
+        finally:
+            index.close()
+        _swap(fresh, path)
+        locks.sweep(sessions)
+        shutil.rmtree(workshop, ignore_errors=True)
     finally:
-        index.close()
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)
-    os.replace(fresh, path)
-    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+        lock.release()
     return rebuilt
 
 
-def _remove(path: str) -> None:
-    for leftover in glob.glob(glob.escape(path) + "*"):
-        os.unlink(leftover)
+@contextlib.contextmanager
+def _old_index(path: str, config: Config) -> Iterator[Index | None]:
+    """The index that is to be replaced, for reading; None if it can't be used."""
+    index: Index | None = None
+    with contextlib.suppress(VaultError):
+        index = Index(path, readonly=True)
+    try:
+        usable = False
+        if index is not None:
+            with contextlib.suppress(VaultError):
+                usable = index.get_info("vault") == config.vault.hex()
+        yield index if usable else None
+    finally:
+        if index is not None:
+            index.close()
+
+
+def _save_lost_records(backend: Backend, keys: Keys, index: Index, old: Index, result: Rebuilt) -> None:
+    """A record that was lost from the store, and of which the old index has the only copy, is written again; unless
+    chunks of it are gone as well, since then it may have been deleted on purpose."""
+    known = index.snapshot_ids()
+    reader = ChunkReader(backend, keys, index)
+    with contextlib.suppress(VaultError):  # the old index may be damaged anywhere
+        for row in old.snapshot_rows():
+            if row.id in known:
+                continue
+            what = f"snapshot {row.id.hex()[: ids.SHORT]}"
+            problems: list[str] = []
+            record = open_record(keys, row.id, row.record)
+            with Session(index, "rebuild") as session:
+                if _register_reachable(reader, session, record, what, problems) or problems:
+                    result.problems.append(f"{what} is only in the old index, and not all of its chunks are there")
+                    continue
+                backend.put(ids.snapshot_path(row.id), row.record)
+                session.commit(row.id, row.record)
+            result.snapshots += 1
+            result.problems.append(f"{what} was only in the old index: its record is in the store again")
+
+
+def _swap(fresh: str, path: str) -> None:
+    """Put the new index in place. Each step is durable before the next: a write-ahead log beside a database that it
+    does not belong to would be played into it, and a database without its log has lost its last commits; an index that
+    is missing, though, is only missing."""
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        _sync_directory(os.path.dirname(path))
+    os.rename(fresh, path)
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def temporary_index(backend: Backend, config: Config, keys: Keys, path: str) -> Index:
     """An index for this process alone, when the vault has none that can be used; changes nothing in the vault."""
-    state, _ = read_gc(backend, keys)
+    try:
+        state, _ = read_gc(backend, keys)
+    except (Damage, ObjectMissing):  # only deleting needs it
+        state = GcState(vault=config.vault, generation=0)
     index = Index.create_temporary(path, config.vault, state.generation)
     try:
-        fill(backend, keys, index, state, lambda _what, _count: None)
+        fill(backend, keys, index, state, lambda _what, _count: None, Rebuilt())
     except BaseException:
         index.close()
         raise
     return index
 
 
-def fill(backend: Backend, keys: Keys, index: Index, state: GcState, progress: Callable[[str, int], None]) -> Rebuilt:
+def fill(
+    backend: Backend, keys: Keys, index: Index, state: GcState, progress: Callable[[str, int], None], result: Rebuilt
+) -> None:
     """Read every pack's table, then commit every record through a session that registered all it reaches (law 1)."""
-    result = Rebuilt()
     condemned = set(state.condemned)
     for info in backend.list("packs/"):
         name = bytes.fromhex(info.name.rsplit("/", 1)[1])
         try:
-            table = read_table(backend, keys, info.name, info.size)
+            table = _table(backend, keys, name, info)
         except (Damage, ObjectMissing) as error:
-            result.problems.append(str(error))
+            result.problems.append(str(error) if info.name in str(error) else f"{info.name}: {error}")
             continue
         header = table.header
         index.add_rebuilt_pack(
@@ -134,7 +193,14 @@ def fill(backend: Backend, keys: Keys, index: Index, state: GcState, progress: C
             continue
         index.add_annotation(info.name.rsplit("/", 1)[1], note.id, sealed)
         result.annotations += 1
-    return result
+
+
+def _table(backend: Backend, keys: Keys, name: bytes, info: ObjectInfo) -> Table:
+    """A pack's table; `NewerFormat` only if the pack was written so, and no bit was flipped."""
+    try:
+        return read_table(backend, keys, info.name, info.size)
+    except NewerFormat:
+        return check_pack(backend, keys, name, info.size)
 
 
 def _register_reachable(reader: ChunkReader, session: Session, record: Record, what: str, problems: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,9 +11,9 @@ from types import TracebackType
 from lumina_vault import crypto, ids
 from lumina_vault.backends import Backend
 from lumina_vault.crypto import Keys
-from lumina_vault.errors import Damage, UsageError, VaultError
+from lumina_vault.errors import Damage, ObjectMissing, UsageError, VaultError
 from lumina_vault.index import Index
-from lumina_vault.model import Config, GcState, Record, decode, encode
+from lumina_vault.model import SAFETY_TAG, Config, GcState, Record, decode, encode
 from lumina_vault.store.reader import ChunkReader
 from lumina_vault.store.session import Session
 
@@ -37,8 +38,11 @@ class Repository:
     def __init__(self, backend: Backend, config: Config, keys: Keys, index: Index) -> None:
         self.backend, self.config, self.keys, self.index = backend, config, keys, index
         self.reader = ChunkReader(backend, keys, index)
-        if index.get_info("vault") != config.vault.hex():
-            raise Damage(f"the index {index.path} belongs to another vault; run: vault index rebuild")
+        of = index.get_info("vault")
+        if of != config.vault.hex():
+            problem = "belongs to another vault" if of else "is incomplete"
+            index.close()
+            raise Damage(f"the index {index.path} {problem}; no data is lost, run: vault index rebuild")
 
     def __enter__(self) -> Repository:
         return self
@@ -67,10 +71,11 @@ class Repository:
     def find(self, wanted: str) -> Snapshot:
         """The snapshot that an id, the beginning of one, or `latest` names. Raises `UsageError` for none or several."""
         if wanted == "latest":
-            last = next(self.index.newest_snapshots(), None)
-            if last is None:
+            # A restore that is run again must not restore the safety snapshot of its first run.
+            latest = next((s for s in self.newest() if SAFETY_TAG not in s.record.tags), None)
+            if latest is None:
                 raise UsageError("the vault holds no snapshots yet")
-            return Snapshot(last.id, open_record(self.keys, last.id, last.record))
+            return latest
         if len(wanted) < 2 or set(wanted) - set("0123456789abcdef"):
             raise UsageError(f"{wanted!r} is not a snapshot id: give two or more hex digits of one, or 'latest'")
         rows = [row for row in self.index.snapshot_rows() if row.id.hex().startswith(wanted)]
@@ -103,18 +108,34 @@ def open_record(keys: Keys, snapshot: bytes, sealed: bytes) -> Record:
 def read_gc(backend: Backend, keys: Keys) -> tuple[GcState, bytes]:
     """(deletion state, its object's bytes)."""
     raw = backend.read("gc")
+    return open_gc(keys, raw), raw
+
+
+def open_gc(keys: Keys, raw: bytes) -> GcState:
+    """The deletion state from its sealed bytes. Raises `Damage`, `NewerFormat`."""
     state = decode(crypto.unseal(keys, crypto.GC, raw, "gc"), GcState, "gc")
     if state.vault != keys.vault:
         raise Damage("gc belongs to another vault")
-    return state, raw
+    return state
 
 
-def raise_generation(backend: Backend, keys: Keys) -> GcState:
-    """Raise the generation, so that no deleter with an older index goes on (design, section 9, step 5)."""
+def raise_generation(backend: Backend, keys: Keys, problems: list[str]) -> GcState:
+    """Raise the generation, so that no deleter with an older index goes on (design, section 9, step 5).
+
+    A state that is lost is made anew: nothing counts as condemned, which is safe, and its generation, seconds since
+    1970, is higher than any that a deleter can have.
+    """
     for _ in range(16):
-        state, raw = read_gc(backend, keys)
-        state.generation += 1
+        raw: bytes | None = None
+        try:
+            raw = backend.read("gc")
+            state = open_gc(keys, raw)
+        except (Damage, ObjectMissing) as error:
+            state, problem = GcState(vault=keys.vault, generation=int(time.time())), f"{error}; it was made anew"
+        else:
+            state.generation, problem = state.generation + 1, ""
         if backend.compare_and_swap("gc", raw, crypto.seal(keys, crypto.GC, encode(state))):
+            problems += [problem] if problem else []
             return state
     raise VaultError(
         "the deletion state keeps changing under this command; run it again when other vault commands are done"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from lumina_vault import crypto, ids, process
-from lumina_vault.errors import BackendError, Damage, ObjectMissing, UsageError
+from lumina_vault.errors import BackendError, Damage, NewerFormat, ObjectMissing, UsageError
 from lumina_vault.index import ChunkRow, PackRow
 from lumina_vault.model import Component
 from lumina_vault.store.contents import extents
@@ -67,6 +67,8 @@ class Verifier:
         self._progress = progress
         self._lock = threading.Lock()
         self._damaged_rows: list[tuple[bytes, int]] = []
+        self._sound: set[int] = set()
+        """Row ids of packs that were read whole and are as they were written."""
 
     def run(self, wanted: list[Snapshot] | None, data: str) -> Result:
         """`wanted` None: everything in the vault. `data`: `none`, `all`, `N%` or a size such as `500M`."""
@@ -77,8 +79,12 @@ class Verifier:
         chosen = choose([pack for pack in packs if pack.id not in bad])
         self._read_packs(chosen)
         self._check_snapshots(snapshots)
-        if self._damaged_rows and self.repository.backend.writable and not self.repository.index.readonly:
-            self.repository.index.mark_damaged(self._damaged_rows)
+        index = self.repository.index
+        if self.repository.backend.writable and not index.readonly:
+            if self._damaged_rows:
+                index.mark_damaged(self._damaged_rows)
+            if restored := [place for place in index.damaged_places() if place[1] in self._sound]:
+                index.mark_damaged(restored, damaged=False)
         return self.result
 
     # --- records ---
@@ -158,11 +164,15 @@ class Verifier:
         """Every byte against the pack's name, every chunk against its id; the pack is never held whole."""
         keys, backend, path = self.repository.keys, self.repository.backend, ids.pack_path(pack.name)
         count = 0
+        newer: NewerFormat | None = None
         try:
             table = read_table(backend, keys, path, pack.size)
-        except (Damage, ObjectMissing) as error:
-            with self._lock:
-                self.result.problems.append(str(error) if path in str(error) else f"{path}: {error}")
+        except (Damage, ObjectMissing, NewerFormat) as error:
+            if isinstance(error, NewerFormat):
+                newer = error
+            else:
+                with self._lock:
+                    self.result.problems.append(str(error) if path in str(error) else f"{path}: {error}")
             rows = self.repository.index.pack_chunks(pack.id)
         else:
             rows = table.rows
@@ -185,10 +195,11 @@ class Verifier:
                     except Damage:
                         lost.append(row.chunk)
             wrong = position != pack.size or hasher.digest() != pack.name
+            if newer is not None and not wrong:  # no flipped bit: it was written so
+                raise newer
         except (Damage, ObjectMissing, BackendError) as error:
             with self._lock:
                 self.result.problems.append(str(error))
-            wrong = False
             lost = [row.chunk for row in rows]
         with self._lock:
             if lost:
@@ -198,6 +209,8 @@ class Verifier:
                 self.result.problems.append(
                     f"pack {path}: its bytes are not what its name says, though every chunk can be read"
                 )
+            else:
+                self._sound.add(pack.id)
             self.result.packs_read += 1
             self.result.bytes_read += pack.size
             self.result.chunks_read += count
@@ -227,10 +240,13 @@ class Verifier:
             self.result.affected.append(Affected(snapshot.short, component.id, path, reason))
 
     def _lost(self) -> set[bytes]:
-        """Damaged chunks of which no other pack holds a good copy."""
+        """Chunks found damaged now or earlier, of which no other pack holds a good copy."""
         damaged: dict[bytes, set[int]] = {}
         for chunk, pack in self._damaged_rows:
             damaged.setdefault(chunk, set()).add(pack)
+        for chunk, pack in self.repository.index.damaged_places():
+            if pack not in self._sound:
+                damaged.setdefault(chunk, set()).add(pack)
         places = self.repository.index.locate(list(damaged))
         return {chunk for chunk, packs in damaged.items() if not {row.pack for row in places.get(chunk, [])} - packs}
 
