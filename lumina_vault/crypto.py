@@ -194,9 +194,12 @@ def _wrapping_key(slot: KeySlot, secret: bytes) -> bytes:
             raise WrongKey(
                 f"key slot {slot.slot} asks for a key derivation outside the allowed bounds: it is damaged or hostile"
             )
-        secret = Argon2id(
-            salt=slot.salt, length=32, iterations=kdf.time, lanes=kdf.lanes, memory_cost=kdf.memory
-        ).derive(secret)
+        try:
+            secret = Argon2id(
+                salt=slot.salt, length=32, iterations=kdf.time, lanes=kdf.lanes, memory_cost=kdf.memory
+            ).derive(secret)
+        except MemoryError:
+            raise WrongKey(f"key slot {slot.slot} takes {kdf.memory >> 10} MiB of memory to open: more than is free") from None
     return derive(secret, slot.salt, PURPOSE[SLOT], slot.vault)
 
 

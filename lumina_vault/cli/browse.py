@@ -120,7 +120,7 @@ def ls(
                     right=(1, 2),
                 )
             return
-        with browse.reading(repository, found.snapshot):
+        with repository.reading(found.snapshot.id):
             if as_json:
                 _stream_json(entry_json(component.id, entry) for entry in browse.listing(repository, found))
                 return
@@ -162,7 +162,7 @@ def diff(
         from lumina_vault.ops import browse
 
         a, b = repository.find(before), repository.find(after)
-        with browse.reading(repository, a, b):
+        with repository.reading(a.id, b.id):
             changes = browse.diff(repository, a, b)
             if as_json:
                 _stream_json(
@@ -207,7 +207,7 @@ def find(
         from lumina_vault.ops import browse
 
         among = [repository.find(s) for s in snapshot] or list(repository.snapshots())[::-1]
-        with browse.reading(repository, *among):
+        with repository.reading(*(s.id for s in among)):
             found = browse.find(repository, pattern, among)
             if as_json:
                 _stream_json({"snapshot": f.snapshot.id.hex(), **entry_json(f.component.id, f.entry)} for f in found)
@@ -235,7 +235,7 @@ def cat(
         from lumina_vault.store.fetch import Fetcher
 
         found = browse.resolve(repository, place)
-        with Fetcher(repository.reader) as fetcher, browse.reading(repository, found.snapshot):
+        with Fetcher(repository.reader) as fetcher, repository.reading(found.snapshot.id):
             for block in browse.contents(repository, fetcher, found):
                 view = memoryview(block)
                 while len(view):
@@ -253,11 +253,10 @@ def stats(
 
     settings = options.settings(vault, key_file)
     with vaults.open_vault(settings, warn=warn, ask=options.ask_passphrase) as repository:
-        from lumina_vault.ops.browse import reading
         from lumina_vault.ops.stats import component_sizes
 
         among = [repository.find(snapshot)] if snapshot else list(repository.snapshots())
-        with reading(repository, *among):
+        with repository.reading(*(s.id for s in among)):
             rows = component_sizes(repository, among)
         totals = repository.index.totals()
     if as_json:

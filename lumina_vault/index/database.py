@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -42,6 +43,9 @@ from lumina_vault.index.schema import (
 
 BATCH = 500
 """Ids in one IN list."""
+
+MIN_ROOM = 1 << 20
+"""Bytes free below which a disk is full: SQLite takes 32 KiB to open, and some pages for each transaction."""
 
 
 class ChunkRow(NamedTuple):
@@ -114,6 +118,12 @@ def _batches(items: Sequence[Any], size: int = BATCH) -> Iterator[Sequence[Any]]
         yield items[start : start + size]
 
 
+def has_room(path: str) -> bool:
+    """False if the file system of the index at `path` is as good as full: then readers do without a session."""
+    status = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    return status.f_bavail * status.f_frsize >= MIN_ROOM
+
+
 @contextlib.contextmanager
 def _mapped(path: str) -> Iterator[None]:
     """Driver errors as errors of ours, at the edge."""
@@ -123,7 +133,7 @@ def _mapped(path: str) -> Iterator[None]:
         text = str(error.orig)
         if "locked" in text or "busy" in text:
             raise VaultLocked(f"the index {path} is locked by another process; run again when it is done") from None
-        if "full" in text:
+        if "full" in text or ("disk I/O error" in text and not has_room(path)):
             raise StoreFull(
                 f"no space left for the index {path}; nothing older is harmed, free some space and run again"
             ) from None
@@ -141,22 +151,24 @@ class Index:
         """Open an existing index; `Index.create` makes one. Raises `Damage` or `NewerFormat` if it can't be used."""
         self.path = path
         self.readonly = readonly
+        self._exclusive = False
         self.lock_directory = os.path.join(os.path.dirname(path), "sessions")
         self.observer: Callable[[str], None] | None = None
         """Called with `before <step>` and `after <step>` around each transaction; tests crash here."""
         self._engine = sa.create_engine("sqlite://", creator=self._connect, poolclass=sa.pool.NullPool)
         sa.event.listen(self._engine, "begin", _begin)
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._lock = None if readonly else locks.IndexLock(self.lock_directory)
-        try:
+        with contextlib.ExitStack() as stack:
+            if not readonly:
+                stack.callback(locks.IndexLock(self.lock_directory).release)
+            stack.callback(self._engine.dispose)
             with _mapped(path):
-                self._reader = self._engine.connect()
-                self._writer = None if readonly else self._engine.connect().execution_options(vault_write=True)
+                self._reader = stack.enter_context(self._engine.connect())
+                self._writer = None
+                if not readonly:
+                    self._writer = stack.enter_context(self._engine.connect().execution_options(vault_write=True))
                 self._check_revision()
-        except BaseException:
-            if self._lock is not None:
-                self._lock.release()
-            raise
+            self._resources = stack.pop_all()
 
     @classmethod
     def create(cls, path: str, vault: bytes, generation: int) -> Index:
@@ -194,24 +206,47 @@ class Index:
         return index
 
     def _connect(self) -> sqlite3.Connection:
-        if self.readonly:
-            connection = sqlite3.connect(
-                f"file:{_quoted(self.path)}?mode=ro{_immutable(self.path)}",
-                uri=True,
-                timeout=60,
-                check_same_thread=False,
-            )
-        else:
-            connection = sqlite3.connect(
-                f"file:{_quoted(self.path)}?mode=rw", uri=True, timeout=60, check_same_thread=False
-            )
+        connection = self._open(self._reading_options() if self.readonly else "mode=rw")
+        try:
+            self._configure(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _configure(self, connection: sqlite3.Connection) -> None:
         connection.isolation_level = None
         if not self.readonly:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+        elif self._exclusive:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA cache_size=-8192")
         connection.execute("PRAGMA temp_store=MEMORY")
-        return connection
+
+    def _open(self, options: str) -> sqlite3.Connection:
+        uri = f"file:{quote(os.path.abspath(self.path))}?{options}"
+        return sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+
+    def _reading_options(self) -> str:
+        """How to open an index for reading so that it takes no room and changes nothing, wherever it lies."""
+        if not os.access(os.path.dirname(os.path.abspath(self.path)), os.W_OK):
+            # SQLite can't open a WAL database on read-only media unless told that nobody writes it; but then it passes
+            # over a log, which holds the last commits if the last writer was killed.
+            log = f"{self.path}-wal"
+            empty = not os.path.exists(log) or not os.path.getsize(log)
+            return "mode=ro&immutable=1" if empty else "mode=ro"
+        connection = self._open("mode=ro")
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError:
+            # No room for the memory that users of a WAL database share: one who is alone needs none.
+            self._exclusive = True
+            return "mode=rw"
+        finally:
+            connection.close()
+        return "mode=ro"
 
     def _check_revision(self) -> None:
         with self._read() as rx:
@@ -229,12 +264,7 @@ class Index:
         upgrade(self.path)
 
     def close(self) -> None:
-        self._reader.close()
-        if self._writer is not None:
-            self._writer.close()
-        self._engine.dispose()
-        if self._lock is not None:
-            self._lock.release()
+        self._resources.close()
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -621,14 +651,3 @@ def insert_chunks(tx: sa.Connection, rows: Sequence[ChunkRow]) -> None:
 def _begin(connection: sa.Connection) -> None:
     write = connection.get_execution_options().get("vault_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _quoted(path: str) -> str:
-    from urllib.parse import quote
-
-    return quote(os.path.abspath(path))
-
-
-def _immutable(path: str) -> str:
-    """SQLite can't open a WAL database on read-only media unless told that nobody writes it."""
-    return "" if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) else "&immutable=1"

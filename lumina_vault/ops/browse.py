@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
 import re
@@ -157,31 +156,3 @@ def _compare(x: Entry, y: Entry) -> str:
     if x.mtime != y.mtime and not stat.S_ISDIR(y.mode):
         return "m"
     return ""
-
-
-@contextlib.contextmanager
-def reading(repository: Repository, *snapshots: Snapshot) -> Iterator[None]:
-    """A reader's session that registers the packs of these snapshots, so that none is deleted meanwhile.
-
-    Without an index that can be written there is none: the vault can't be written by others either, or the reader was
-    told so.
-    """
-    if repository.index.readonly:
-        yield
-        return
-    with repository.session("reader") as session:
-        for snapshot in snapshots:
-            session.register_snapshot(snapshot.id)
-        yield
-
-
-@contextlib.contextmanager
-def reading_all(repository: Repository) -> Iterator[None]:
-    """The same for every snapshot; records that do not open are no obstacle."""
-    if repository.index.readonly:
-        yield
-        return
-    with repository.session("reader") as session:
-        for row in repository.index.snapshot_rows():
-            session.register_snapshot(row.id)
-        yield

@@ -29,7 +29,10 @@ def examine(settings: Settings, ask: Callable[[], Sequence[Secret]]) -> list[Fin
     """All findings, in the order in which one depends on another. Never raises for what it examines."""
     findings = [_environment(), _chunker(), _state(settings)]
     try:
-        with vaults.open_vault(settings, ask=ask) as repository:
+        warnings: list[str] = []
+        with vaults.open_vault(settings, ask=ask, warn=warnings.append) as repository:
+            if not os.path.exists(vaults.index_file(settings)):
+                findings.append(Finding("index file", False, "; ".join(warnings), "run: vault index rebuild"))
             findings.append(
                 Finding(
                     "vault",

@@ -69,11 +69,7 @@ class RestorePlan:
         if self.refused:
             raise TargetError("; ".join(f"{item.component.id}: {item.reason}" for item in self.refused))
         self._safety_snapshot(repository, events)
-        if repository.index.readonly:
-            return self._restore(repository, events)
-        with repository.session("reader") as session:
-            if not session.register_snapshot(self.snapshot.id):
-                raise Damage(f"packs of snapshot {self.snapshot.short} are being deleted; see: vault snapshots")
+        with repository.reading(self.snapshot.id):
             return self._restore(repository, events)
 
     def _safety_snapshot(self, repository: Repository, events: Events) -> None:

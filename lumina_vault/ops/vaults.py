@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lumina_vault import process
 from lumina_vault.backends import Backend, local_path, open_backend
 from lumina_vault.crypto import Keys, parse_key_file
-from lumina_vault.errors import Damage, UsageError, VaultError
+from lumina_vault.errors import Damage, StoreFull, UsageError, VaultError
 from lumina_vault.model import Config
 from lumina_vault.settings import Settings
 from lumina_vault.store import keystore
@@ -118,7 +118,9 @@ def open_vault(
     backend, config, keys = opened[0]
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(_index(settings, backend, config, keys, write, warn))
-        yield stack.enter_context(Repository(backend, config, keys, index))
+        repository = stack.enter_context(Repository(backend, config, keys, index))
+        repository.warn = warn
+        yield repository
 
 
 @contextlib.contextmanager
@@ -129,13 +131,20 @@ def _index(
 
     path = index_file(settings)
     if os.path.exists(path):
-        if backend.writable:
-            yield Index(path)
+        if not backend.writable:
+            if write:
+                raise VaultError(f"the vault at {backend.url} can't be written")
+            warn("the vault can't be written: reading without a session, and with its index as it is")
+            yield Index(path, readonly=True)
             return
-        if write:
-            raise VaultError(f"the vault at {backend.url} can't be written")
-        warn("the vault can't be written: reading without a session, and with its index as it is")
-        yield Index(path, readonly=True)
+        try:
+            index = Index(path)
+        except StoreFull:
+            if write:
+                raise
+            warn("the disk is full: reading without a session, and with the index as it is")
+            index = Index(path, readonly=True)
+        yield index
         return
     if write:
         raise Damage(f"the index {path} is missing; no data is lost, run: vault index rebuild")

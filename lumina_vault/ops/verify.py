@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lumina_vault.ops.browse import reading, reading_all
 from lumina_vault.store.repository import Repository
 from lumina_vault.store.verify import Result, Verifier
 
@@ -13,7 +12,7 @@ def verify(repository: Repository, snapshot: str | None, data: str, progress: Ca
     """Check one snapshot or everything; `data` as `store.verify.parse_amount` reads it."""
     if snapshot:
         wanted = repository.find(snapshot)
-        with reading(repository, wanted):
+        with repository.reading(wanted.id):
             return Verifier(repository, progress).run([wanted], data)
-    with reading_all(repository):
+    with repository.reading(*(row.id for row in repository.index.snapshot_rows())):
         return Verifier(repository, progress).run(None, data)

@@ -54,7 +54,11 @@ class PackWriter:
         self._rows: list[ChunkRow] = []
         self._born = time.monotonic()
         self._length = 0
-        self._write(self.header.pack())
+        try:
+            self._write(self.header.pack())
+        except BaseException:
+            self.spool.discard()
+            raise
 
     def _write(self, data: bytes | memoryview) -> None:
         self.spool.write(data)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
 from lumina_vault import crypto, ids
 from lumina_vault.backends import Backend
 from lumina_vault.crypto import Keys
-from lumina_vault.errors import Damage, ObjectMissing, UsageError, VaultError
+from lumina_vault.errors import Damage, ObjectMissing, StoreFull, UsageError, VaultError
 from lumina_vault.index import Index
 from lumina_vault.model import SAFETY_TAG, Config, GcState, Record, decode, encode
 from lumina_vault.store.reader import ChunkReader
@@ -38,6 +39,8 @@ class Repository:
     def __init__(self, backend: Backend, config: Config, keys: Keys, index: Index) -> None:
         self.backend, self.config, self.keys, self.index = backend, config, keys, index
         self.reader = ChunkReader(backend, keys, index)
+        self.warn: Callable[[str], None] = lambda _text: None
+        """Told what a user should know though the work goes on."""
         of = index.get_info("vault")
         if of != config.vault.hex():
             problem = "belongs to another vault" if of else "is incomplete"
@@ -57,6 +60,29 @@ class Repository:
 
     def session(self, kind: str) -> Session:
         return Session(self.index, kind)
+
+    @contextlib.contextmanager
+    def reading(self, *snapshots: bytes) -> Iterator[None]:
+        """A reader's session that registers the packs of these snapshots, so that none is deleted meanwhile.
+
+        Where the index can't be written - read-only media, a full disk - the reader goes on without one and says so:
+        nobody else can write there either."""
+        session = None
+        if not self.index.readonly:
+            try:
+                session = self.session("reader")
+                gone = sum(not session.register_snapshot(snapshot) for snapshot in snapshots)
+            except StoreFull:
+                self.warn("the index can't be written, the disk is full: reading without a session")
+                gone = 0
+            if gone:
+                self.warn("a pack of this snapshot is not there any more: what needs it can't be read")
+        try:
+            yield
+        finally:
+            if session is not None:
+                with contextlib.suppress(StoreFull):  # its lock goes with this process; the next one fences it
+                    session.close()
 
     def snapshots(self) -> Iterator[Snapshot]:
         """All snapshots, in the order of their commits. Raises `Damage` for a record that does not open."""

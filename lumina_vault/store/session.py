@@ -47,6 +47,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it; does nothing after a commit or another close."""
         try:
             if self._open:
                 self._open = False

@@ -9,7 +9,6 @@ little. At most `slots` blocks are in flight and a few sealed packs wait for the
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -58,6 +57,8 @@ class Uploader:
         self._lock = threading.Lock()
         self._open: dict[int, list[_OpenPack]] = {}
         self._error: BaseException | None = None
+        self._unpublished: set[PackWriter] = set()
+        """Packs that lie in spool files: open, waiting or being put."""
 
     def __enter__(self) -> Uploader:
         return self
@@ -68,9 +69,8 @@ class Uploader:
         self._error = self._error or error
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         self._upload.shutdown(wait=True, cancel_futures=error is not None)
-        for slot in (slot for slots in self._open.values() for slot in slots):
-            if slot.writer is not None:
-                slot.writer.spool.discard()
+        for writer in self._unpublished:
+            writer.spool.discard()
 
     def submit(
         self, chunks: Sequence[Buffer], type_: int, counter: Counter, done: Callable[[], None] | None = None
@@ -135,6 +135,8 @@ class Uploader:
         with slot.lock:
             if slot.writer is None:
                 slot.writer = PackWriter(self._backend, self._keys, type_)
+                with self._lock:
+                    self._unpublished.add(slot.writer)
             stored = slot.writer.add(name, codec_, payload, len(plain))
             if slot.writer.full:
                 self._hand_over(slot)
@@ -168,14 +170,14 @@ class Uploader:
             index, header = self._session.index, writer.header
             pack = index.declare(self._session.id, sealed.name, header.type, sealed.length, header.epoch, header.salt)
             self._backend.publish(writer.spool, ids.pack_path(sealed.name), sealed.length)
+            with self._lock:
+                self._unpublished.discard(writer)
             index.make_live(self._session.id, pack, [row._replace(pack=pack) for row in sealed.rows])
             self._session.use([pack])
             with self._lock:
                 self._pending.difference_update(row.chunk for row in sealed.rows)
         except BaseException as error:
             self._error = self._error or error
-            with contextlib.suppress(Exception):
-                writer.spool.discard()
             raise
         finally:
             self._waiting.release()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from harness import Cli
 from trees import assert_same
 
 from lumina_vault.components.directory import DirectoryExporter

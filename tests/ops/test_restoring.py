@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from harness import Cli
 from trees import assert_same, describe
 
 from lumina_vault.components.place import TreeRestorer

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cli, needs_root
+from harness import Cli, needs_root
 from trees import assert_same, describe
 
 NS = 1_700_000_000_123_456_789
