@@ -199,7 +199,8 @@ def _wrapping_key(slot: KeySlot, secret: bytes) -> bytes:
                 salt=slot.salt, length=32, iterations=kdf.time, lanes=kdf.lanes, memory_cost=kdf.memory
             ).derive(secret)
         except MemoryError:
-            raise WrongKey(f"key slot {slot.slot} takes {kdf.memory >> 10} MiB of memory to open: more than is free") from None
+            needed = kdf.memory >> 10
+            raise WrongKey(f"key slot {slot.slot} takes {needed} MiB of memory to open: more than is free") from None
     return derive(secret, slot.salt, PURPOSE[SLOT], slot.vault)
 
 

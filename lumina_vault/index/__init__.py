@@ -1,5 +1,5 @@
 """The catalogue of packs, chunks, snapshots and sessions: a cache that packs and records can rebuild."""
 
-from lumina_vault.index.database import ChunkRow, Index, PackRow, SnapshotRow, has_room
+from lumina_vault.index.database import ChunkRow, Index, PackRow, SnapshotRow
 
-__all__ = ["ChunkRow", "Index", "PackRow", "SnapshotRow", "has_room"]
+__all__ = ["ChunkRow", "Index", "PackRow", "SnapshotRow"]
