@@ -149,17 +149,16 @@ def unseal(keys: Keys, type_: int, data: bytes, what: str) -> bytes:
     if header.type != type_:
         raise Damage(f"{what} is another kind of object (type {header.type})")
     start = HEADER_SIZE + _LENGTH.size
-    clear = type_ in (CONFIG, SLOT)
-    trailer = ids.ID_BYTES if clear or not keys.encrypted else 0
-    if len(data) < start or len(data) != start + _LENGTH.unpack_from(data, HEADER_SIZE)[0] + trailer:
-        raise Damage(f"{what} is truncated or has bytes after its end")
-    body = data[start : len(data) - trailer]
-    if clear:
+    if type_ in (CONFIG, SLOT):
         if header.encrypted or header.vault != keys.vault:
             raise Damage(f"{what} belongs to another vault")
         cipher = None
     else:
         cipher = keys.cipher(header)
+    trailer = ids.ID_BYTES if cipher is None else 0
+    if len(data) < start or len(data) != start + _LENGTH.unpack_from(data, HEADER_SIZE)[0] + trailer:
+        raise Damage(f"{what} is truncated or has bytes after its end")
+    body = data[start : len(data) - trailer]
     if cipher is None:
         if blake3(data[:-trailer]).digest() != data[-trailer:]:
             raise Damage(f"{what} is damaged: its checksum does not match")

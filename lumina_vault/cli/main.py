@@ -45,19 +45,24 @@ for module in (snapshot, restore, browse, upkeep, keys):
     module.register(app)
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+class _Interrupted(BaseException):
+    """Ctrl-C, or a stop from systemd or Docker. Not KeyboardInterrupt, which typer would answer in its own words."""
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Interrupted
 
 
 def main() -> NoReturn:
     """Entry point of `vault`."""
-    signal.signal(signal.SIGTERM, _terminated)  # a stop from systemd or Docker cleans up like Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     try:
         app()
     except VaultError as error:
         sys.stderr.write(f"vault: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         sys.stderr.write("vault: interrupted; no snapshot was made, and what was stored will be found again\n")
         sys.exit(130)
     except BrokenPipeError:

@@ -122,6 +122,9 @@ class TreeSource(Protocol):
     def entries(self) -> Iterator[Entry]:
         """All entries in order. Raises `Damage` if the tree can't be read or a path would leave the restore root."""
 
+    def find(self, path: bytes) -> Entry | None:
+        """The entry of that path. Raises `Damage` as `entries` does."""
+
     def extents(self, entry: Entry) -> Iterator[Ref]:
         """Extents and holes of a file, in order."""
 

@@ -154,7 +154,7 @@ class DirectoryExporter:
                 os.close(fd)
                 return None
             self._directory(path, os.fstat(fd), fd)
-            if crosses or (self.options.exclude_caches and _is_cache(fd)):
+            if crosses or (self.options.exclude_caches and is_cache(fd)):
                 os.close(fd)
                 return None
             return fd, _sorted_names(fd)
@@ -352,7 +352,7 @@ def _xattrs_of_link(parent: int, name: bytes) -> list[tuple[bytes, bytes]] | Non
         return None
 
 
-def _is_cache(fd: int) -> bool:
+def is_cache(fd: int) -> bool:
     """A cache directory by the convention of bford.info/cachedir."""
     try:
         tag = os.open("CACHEDIR.TAG", _OPEN, dir_fd=fd)

@@ -13,18 +13,23 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import msgspec
 
 from lumina_vault.components.base import Piece, Plain, Report, TreeSource
 from lumina_vault.components.directory import shown
-from lumina_vault.errors import Damage, TargetError
+from lumina_vault.components.links import LinkTable
+from lumina_vault.errors import Damage, TargetError, VaultError
 from lumina_vault.model import BUNDLE, LINKED, Entry, Ref
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH_FILES, _BATCH_BYTES, _BATCH_DIRS = 1000, 32 << 20, 200
 _COMPARE = 1 << 20
+_OURS = (b"user.", b"trusted.", b"system.posix_acl_", b"security.capability")
+"""Extended attributes that a file made here may not have unless the snapshot says so: a default ACL is inherited."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,14 @@ class TreeRestorer:
         self._stack: list[_Frame] = []
         self._pieces: list[Piece] = []
         self._bytes = 0
-        self._dirs: list[tuple[_Directory, Entry]] = []
-        self._linked: list[Entry] = []
+        self._dirs: list[_Frame] = []
+        self._names_known = True
+        """False once the tree proved damaged: then nothing can be called extra."""
+        self._links = LinkTable()
+        self._lost: dict[bytes, bool] = {}
+        """First names of hard links that could not be restored, and whether damage is to blame."""
+        self.open: set[_File] = set()
+        """Files begun and not finished."""
         self.lock = threading.Lock()
         self._is_root = os.geteuid() == 0
         self.unowned = 0
@@ -76,20 +87,44 @@ class TreeRestorer:
 
     def restore(self) -> None:
         """Raises `TargetError` when the target can't be written, `Damage` when the tree itself can't be read."""
-        try:
-            for entry in self.source.entries():
-                self._place(entry)
-            while self._stack:
-                self._leave()
-            self._flush()
-            self.source.wait()
-            self._finish_directories()
-        except OSError as error:
-            raise TargetError(f"the restore stopped: {error.strerror}; what was written before is complete") from None
-        finally:
-            self._stack.clear()
+        with self._links:
+            try:
+                for entry in self.source.entries():
+                    self._place(entry)
+                self._settle()
+            except Damage:
+                self._names_known = False
+                self._settle()  # what was read before is restored, and whole
+                raise
+            except OSError as error:
+                raise TargetError(
+                    f"the restore stopped: {error.strerror}; what was written before is complete"
+                ) from None
+            finally:
+                self._abandon()
         if self.unowned:
-            self.report.miss(f"owner of {self.unowned} entries not restored: that takes root")
+            self.report.miss(
+                f"owner of {self.unowned} entries not restored, nor setuid and setgid of those: that takes root"
+            )
+
+    def _settle(self) -> None:
+        while self._stack:
+            self._leave()
+        self._flush()
+        self.source.wait()
+        self._finish_directories()
+
+    def _abandon(self) -> None:
+        """Leave no part of a file behind: what is still being fetched may end, what is incomplete goes."""
+        while self.open:
+            try:
+                self.source.wait()
+            except (OSError, VaultError):  # a further piece of a restore that has failed already
+                continue
+            break
+        for file in list(self.open):
+            file.abandon()
+        self._stack.clear()
 
     # --- the way down ---
 
@@ -118,6 +153,7 @@ class TreeRestorer:
             self._entry(directory, name, entry)
         except OSError as error:
             self.failed(entry, error)
+            self.lose(entry, damage=False)
 
     def _included(self, path: bytes) -> bool:
         return self.placing.include is None or self.placing.include(path)
@@ -136,9 +172,12 @@ class TreeRestorer:
         except FileExistsError:
             if not self.placing.replace:
                 raise
-            if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
+            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
                 os.unlink(name, dir_fd=parent.fd)
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
+            elif not self._is_root and status.st_mode & 0o700 != 0o700:
+                os.chmod(name, 0o700, dir_fd=parent.fd)  # until it is finished: its own mode may forbid to write
         frame.directory = _Directory(os.open(name, _DIR, dir_fd=parent.fd), frame.entry.path)
         self.report.dirs += 1
         return frame.directory
@@ -147,28 +186,34 @@ class TreeRestorer:
         frame = self._stack.pop()
         if frame.directory is None:
             return
-        if self.placing.delete and self._included(frame.entry.path):
-            self._flush()  # a file still on its way lies beside its place
-            self.source.wait()
-            self._delete_extra(frame)
-        self._dirs.append((frame.directory, frame.entry))
+        self._dirs.append(frame)
         if len(self._dirs) >= _BATCH_DIRS:
             self._flush()
             self.source.wait()
             self._finish_directories()
 
-    def _delete_extra(self, frame: _Frame) -> None:
-        assert frame.directory is not None
-        with os.scandir(frame.directory.fd) as found:
+    def _finish_directories(self) -> None:
+        """Only once everything in them is written, or what is being written would look like something extra."""
+        for frame in self._dirs:
+            assert frame.directory is not None
+            if self.placing.delete and self._names_known and self._included(frame.entry.path):
+                self._delete_extra(frame.directory, frame)
+            self.metadata(frame.directory.fd, frame.entry)
+        self._dirs.clear()
+
+    def _delete_extra(self, directory: _Directory, frame: _Frame) -> None:
+        prefix = frame.entry.path + b"/" if frame.entry.path else b""
+        if os.fstat(directory.fd).st_dev != os.fstat(self._root.fd).st_dev:
+            self.report.note(f"{shown(frame.entry.path)}: another file system, where nothing is deleted")
+            return
+        with os.scandir(directory.fd) as found:
             extra = [os.fsencode(item.name) for item in found if os.fsencode(item.name) not in frame.names]
         for name in extra:
-            remove(frame.directory.fd, name)
-            self.report.note(f"{shown(frame.entry.path + b'/' + name)}: deleted, the snapshot does not hold it")
-
-    def _finish_directories(self) -> None:
-        for directory, entry in self._dirs:
-            self.metadata(directory.fd, entry)
-        self._dirs.clear()
+            try:
+                remove(directory.fd, name)
+                self.report.note(f"{shown(prefix + name)}: deleted, the snapshot does not hold it")
+            except OSError as error:
+                self.report.miss(f"{shown(prefix + name)}: not deleted: {error.strerror}")
 
     # --- entries ---
 
@@ -193,20 +238,11 @@ class TreeRestorer:
     def _file(self, directory: _Directory, name: bytes, entry: Entry) -> None:
         report = self.report
         status = self._in_the_way(directory, name)
-        if status is not None:
-            alone = status.st_nlink == 1 or entry.nlink > 1
-            if stat.S_ISREG(status.st_mode) and alone and self._same_contents(directory, name, entry):
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-                try:
-                    self.metadata(fd, entry)
-                finally:
-                    os.close(fd)
-                report.files += 1
-                report.kept += 1
-                report.progress(entry.size)
-                return
-            if stat.S_ISDIR(status.st_mode):
-                remove(directory.fd, name)
+        if status is not None and self._keep(directory, name, entry, status):
+            report.files += 1
+            report.kept += 1
+            report.progress(entry.size)
+            return
         job = _File(self, directory, name, entry, atomic=self.placing.replace)
         if len(entry.refs) == 1 and entry.refs[0].chunk and entry.height == 0:
             job.expect(1)
@@ -232,22 +268,36 @@ class TreeRestorer:
         if pieces:
             self.source.deliver(pieces)
 
-    def _same_contents(self, directory: _Directory, name: bytes, entry: Entry) -> bool:
-        """Reads the file that is there and compares it with the ids of the chunks, without fetching any."""
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
+    def _keep(self, directory: _Directory, name: bytes, entry: Entry, status: os.stat_result) -> bool:
+        """True if the file that is there holds these bytes; then nothing but its metadata was set."""
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            return False
+        if status.st_nlink > 1 and (
+            entry.nlink == 1 or self._links.first(status.st_dev, status.st_ino, status.st_nlink, entry.path) is not None
+        ):
+            return False  # it is linked to something that the snapshot does not link it to
         try:
-            if os.fstat(fd).st_size != entry.size:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
+        except OSError:  # what can't be read can still be replaced
+            return False
+        try:
+            if os.fstat(fd).st_ino != status.st_ino or not self._same_contents(fd, entry):
                 return False
-            if entry.profile == BUNDLE:
-                return self.source.digest_matches(entry, os.pread(fd, entry.size, 0))
-            position = 0
-            for ref in self.source.extents(entry):
-                if not self._same_extent(fd, position, ref):
-                    return False
-                position += ref.length
+            self.metadata(fd, entry)
             return True
         finally:
             os.close(fd)
+
+    def _same_contents(self, fd: int, entry: Entry) -> bool:
+        """Compares the file that is there with the ids of the chunks, without fetching any."""
+        if entry.profile == BUNDLE:
+            return self.source.digest_matches(entry, os.pread(fd, entry.size, 0))
+        position = 0
+        for ref in self.source.extents(entry):
+            if not self._same_extent(fd, position, ref):
+                return False
+            position += ref.length
+        return True
 
     def _same_extent(self, fd: int, position: int, ref: Ref) -> bool:
         if ref.chunk:
@@ -262,31 +312,54 @@ class TreeRestorer:
         return True
 
     def _special(self, directory: _Directory, name: bytes, entry: Entry) -> None:
-        mode = entry.mode
+        at, mode = directory.fd, entry.mode
         status = self._in_the_way(directory, name)
-        if status is not None:
-            if stat.S_ISDIR(status.st_mode):
-                remove(directory.fd, name)
-            else:
-                os.unlink(name, dir_fd=directory.fd)
+        if status is not None and self._same_special(at, name, entry, status):
+            self._metadata_of_name(at, name, entry)
+            self.report.files += 1
+            self.report.kept += 1
+            return
+        temporary = name if status is None else temporary_name(at, name)
         if stat.S_ISLNK(mode):
-            os.symlink(entry.link, name, dir_fd=directory.fd)  # data: restored verbatim, never followed
+            os.symlink(entry.link, temporary, dir_fd=at)  # data: restored verbatim, never followed
         elif stat.S_ISFIFO(mode):
-            os.mkfifo(name, 0o600, dir_fd=directory.fd)
+            os.mkfifo(temporary, 0o600, dir_fd=at)
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             device = os.makedev(entry.rdev >> 32, entry.rdev & 0xFFFFFFFF)
             try:
-                os.mknod(name, stat.S_IFMT(mode) | 0o600, device, dir_fd=directory.fd)
+                os.mknod(temporary, stat.S_IFMT(mode) | 0o600, device, dir_fd=at)
             except PermissionError:
                 self.report.miss(f"{shown(entry.path)}: a device node, which only root may make")
                 return
         else:
             self.report.miss(f"{shown(entry.path)}: of a type that can't be restored")
             return
+        self._metadata_of_name(at, temporary, entry)
+        if temporary != name:
+            put_in_place(at, temporary, name)
         self.report.files += 1
-        self._metadata_of_name(directory, name, entry)
+
+    def _same_special(self, at: int, name: bytes, entry: Entry, status: os.stat_result) -> bool:
+        if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode) or (status.st_nlink > 1 and entry.nlink == 1):
+            return False
+        if stat.S_ISLNK(entry.mode):
+            return os.readlink(name, dir_fd=at) == entry.link
+        rdev = os.major(status.st_rdev) << 32 | os.minor(status.st_rdev)
+        return stat.S_ISFIFO(entry.mode) or rdev == entry.rdev
 
     def _hard_link(self, directory: _Directory, name: bytes, entry: Entry) -> None:
+        if entry.link in self._lost:  # what lies there in the target, if anything, is not from this snapshot
+            note = f"{shown(entry.path)}: not restored: its first name {shown(entry.link)} was not either"
+            self.report.miss(note, damage=self._lost[entry.link])
+            return
+        if not self._included(entry.link):  # nor in this case
+            first = self.source.find(entry.link)
+            if first is None or first.flags & LINKED or stat.S_ISDIR(first.mode):
+                raise Damage(f"the tree holds no file {shown(entry.link)} that {shown(entry.path)} could be a name of")
+            self._entry(directory, name, msgspec.structs.replace(first, path=entry.path, nlink=1))
+            self.report.note(f"{shown(entry.path)}: restored as a file of its own, without {shown(entry.link)}")
+            return
+        at = directory.fd
         *parents, base = entry.link.split(b"/")
         fd = os.dup(self._root.fd)
         try:
@@ -294,71 +367,104 @@ class TreeRestorer:
                 below = os.open(part, _DIR, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            if self._in_the_way(directory, name) is not None:
-                there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-                first = os.stat(base, dir_fd=fd, follow_symlinks=False)
-                if (there.st_dev, there.st_ino) == (first.st_dev, first.st_ino):
-                    self.report.kept += 1
-                    self.report.files += 1
-                    return
-                remove(directory.fd, name)
-            os.link(base, name, src_dir_fd=fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+            there = self._in_the_way(directory, name)
+            first_status = os.stat(base, dir_fd=fd, follow_symlinks=False)
             self.report.files += 1
+            if there is None:
+                os.link(base, name, src_dir_fd=fd, dst_dir_fd=at, follow_symlinks=False)
+            elif (there.st_dev, there.st_ino) == (first_status.st_dev, first_status.st_ino):
+                self.report.kept += 1
+            else:
+                temporary = temporary_name(at, name)
+                os.link(base, temporary, src_dir_fd=fd, dst_dir_fd=at, follow_symlinks=False)
+                put_in_place(at, temporary, name)
         except FileNotFoundError:
             self.report.miss(f"{shown(entry.path)}: its first name {shown(entry.link)} was not restored")
         finally:
             os.close(fd)
 
+    def lose(self, entry: Entry, *, damage: bool) -> None:
+        """Remember that this was not restored, if others are to be linked to it."""
+        if entry.nlink > 1:
+            with self.lock:
+                self._lost[entry.path] = damage
+
     def failed(self, entry: Entry, error: OSError) -> None:
+        self.stop_if_hopeless(entry, error)
+        with self.lock:
+            self.report.miss(f"{shown(entry.path)}: {error.strerror}")
+
+    @staticmethod
+    def stop_if_hopeless(entry: Entry, error: OSError) -> None:
+        """Raises `TargetError` for what every further file would meet as well."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             raise TargetError(
                 f"{shown(entry.path)}: {error.strerror}; the restore stopped there, "
                 "run it again with --replace to go on"
             )
-        with self.lock:
-            self.report.miss(f"{shown(entry.path)}: {error.strerror}")
 
     # --- metadata ---
 
-    def metadata(self, fd: int, entry: Entry) -> None:
-        """Owner first: changing it clears setuid bits and file capabilities. Times last."""
-        self._owner(entry, lambda: os.fchown(fd, entry.uid, entry.gid))
+    def metadata(self, target: int | bytes, entry: Entry) -> None:
+        """Set what differs. Owner first: changing it clears setuid bits and file capabilities. Times last."""
         try:
-            os.fchmod(fd, stat.S_IMODE(entry.mode))
-            for name, value in entry.xattrs or ():
-                self._xattr(entry, name, lambda n=name, v=value: os.setxattr(fd, n, v))  # type: ignore[misc]
-            os.utime(fd, ns=(entry.mtime, entry.mtime))
+            status = os.stat(target)
+            mode = stat.S_IMODE(entry.mode)
+            changed = (status.st_uid, status.st_gid) != (entry.uid, entry.gid)
+            if changed and not self._owner(target, entry):
+                mode &= ~(stat.S_ISUID | stat.S_ISGID)  # they would lend the rights of somebody else
+            wanted = dict(entry.xattrs or ())
+            there = self._xattrs(target)
+            for name in there.keys() - wanted.keys():
+                if name.startswith(_OURS):
+                    self._xattr(entry, name, lambda n=name: os.removexattr(target, n))  # type: ignore[misc]
+                    changed = True
+            if (changed or stat.S_IMODE(status.st_mode) != mode) and not stat.S_ISLNK(entry.mode):
+                os.chmod(target, mode)
+            for name, value in wanted.items():
+                if there.get(name) != value:
+                    self._xattr(entry, name, lambda n=name, v=value: os.setxattr(target, n, v))  # type: ignore[misc]
+            if status.st_mtime_ns != entry.mtime:
+                os.utime(target, ns=(entry.mtime, entry.mtime))
         except OSError as error:
             self.failed(entry, error)
 
-    def _metadata_of_name(self, directory: _Directory, name: bytes, entry: Entry) -> None:
-        """The same for what can't be opened; a symlink has no mode of its own."""
-        at = directory.fd
-        path = b"/proc/self/fd/%d/%s" % (at, name)
-        self._owner(entry, lambda: os.chown(name, entry.uid, entry.gid, dir_fd=at, follow_symlinks=False))
-        if not stat.S_ISLNK(entry.mode):
-            os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=at)
-        for key, value in entry.xattrs or ():
-            self._xattr(entry, key, lambda k=key, v=value: os.setxattr(path, k, v, follow_symlinks=False))  # type: ignore[misc]
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=at, follow_symlinks=False)
-
-    def _owner(self, entry: Entry, change: Callable[[], None]) -> None:
-        if not self._is_root and (entry.uid, entry.gid) == (os.geteuid(), os.getegid()):
-            return
+    def _metadata_of_name(self, at: int, name: bytes, entry: Entry) -> None:
+        """The same for what can't be opened, through a descriptor that stands for the thing and not for its name."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
         try:
-            change()
+            self.metadata(b"/proc/self/fd/%d" % fd, entry)
+        finally:
+            os.close(fd)
+
+    def _owner(self, target: int | bytes, entry: Entry) -> bool:
+        """False if it could not be set; then the group alone is, if this user is in it."""
+        try:
+            os.chown(target, entry.uid, entry.gid)
+            return True
         except OSError as error:
             if self._is_root:
                 self.failed(entry, error)
+            with contextlib.suppress(OSError):
+                os.chown(target, -1, entry.gid)
             with self.lock:
                 self.unowned += 1
+            return False
+
+    @staticmethod
+    def _xattrs(target: int | bytes) -> dict[bytes, bytes]:
+        try:
+            return {os.fsencode(name): os.getxattr(target, name) for name in os.listxattr(target)}
+        except OSError:  # the file system has none
+            return {}
 
     def _xattr(self, entry: Entry, name: bytes, change: Callable[[], None]) -> None:
         try:
             change()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name with a NUL is no name
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             with self.lock:
-                self.report.miss(f"{shown(entry.path)}: {shown(name)} not restored: {error.strerror}")
+                self.report.miss(f"{shown(entry.path)}: attribute {shown(name)}: {reason}")
 
 
 class _File:
@@ -368,6 +474,7 @@ class _File:
         "_atomic",
         "_damaged",
         "_directory",
+        "_done",
         "_entry",
         "_fd",
         "_lock",
@@ -387,41 +494,30 @@ class _File:
             entry,
             atomic,
         )
-        # The same name each time, so that what an interrupted run left is found and written anew.
-        digest = hashlib.sha256(name).hexdigest()[:16].encode()
-        self._temporary = b".%s.vault-restore" % digest if atomic else name
+        self._temporary = temporary_name(directory.fd, name) if atomic else name
         self._fd = -1
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._outstanding = 1
         self._problem: str | None = None
-        self._damaged = False
+        self._damaged = self._done = False
+        owner.open.add(self)
 
     def start(self) -> None:
         """Make the file; for a sparse one its length, so that what is not written is a hole."""
-        self._open()
+        self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=self._directory.fd)
         if self._entry.size:
             os.truncate(self._fd, self._entry.size)
-
-    def _open(self) -> None:
-        at = self._directory.fd
-        try:
-            self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=at)
-        except FileExistsError:
-            if not self._atomic:
-                raise
-            remove(at, self._temporary)
-            self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=at)
 
     def expect(self, pieces: int) -> None:
         with self._lock:
             self._outstanding += pieces
 
     def write(self, position: int, data: Plain) -> None:
-        with self._lock:
-            if self._fd < 0:
-                self._open()
         try:
+            with self._lock:
+                if self._fd < 0:
+                    self._fd = os.open(self._temporary, _NEW, 0o600, dir_fd=self._directory.fd)
             # One writer at a time: the kernel lets two threads that write one file spin against each other.
             with self._writing:
                 view = memoryview(data)
@@ -432,14 +528,13 @@ class _File:
         except OSError as error:
             self._problem = error.strerror
             self.release()
-            self._owner.failed(self._entry, error)
+            self._owner.stop_if_hopeless(self._entry, error)
             return
         self._owner.report.progress(len(data))
         self.release()
 
     def fail(self, position: int, reason: str) -> None:
-        self._problem = f"bytes from {position} on: {reason}"
-        self._damaged = True
+        self._problem, self._damaged = f"bytes from {position} on: {reason}", True
         self.release()
 
     def release(self) -> None:
@@ -456,43 +551,93 @@ class _File:
             if self._fd < 0 and self._problem is None:
                 self.start()
             if self._problem is not None:
-                if self._fd >= 0:
-                    os.unlink(self._temporary, dir_fd=at)
                 kept = "; the file that was there is untouched" if self._atomic else ""
+                note = f"{shown(entry.path)}: not restored: {self._problem}{kept}"
                 with owner.lock:
-                    owner.report.miss(f"{shown(entry.path)}: not restored: {self._problem}{kept}", damage=self._damaged)
+                    owner.report.miss(note, damage=self._damaged)
+                owner.lose(entry, damage=self._damaged)
                 return
             owner.metadata(self._fd, entry)
             if self._atomic:
                 os.fsync(self._fd)
-                os.rename(self._temporary, self._name, src_dir_fd=at, dst_dir_fd=at)
+                put_in_place(at, self._temporary, self._name)
+            self._done = True
             with owner.lock:
                 owner.report.files += 1
                 owner.report.size += entry.size
         except OSError as error:
+            owner.lose(entry, damage=False)
             owner.failed(entry, error)
         finally:
-            if self._fd >= 0:
-                os.close(self._fd)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close it; what is not whole is removed."""
+        self._owner.open.discard(self)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if not self._done:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary, dir_fd=self._directory.fd)
 
 
 def _inside(path: bytes, directory: bytes) -> bool:
     return not directory or path.startswith(directory + b"/")
 
 
+def temporary_name(at: int, name: bytes) -> bytes:
+    """What is to replace `name` in the directory `at` is made under this name, which is free now.
+
+    It is the same each time, so that what an interrupted run left is found and removed.
+    """
+    temporary = b".%s.vault-restore" % hashlib.sha256(name).hexdigest()[:16].encode()
+    with contextlib.suppress(FileNotFoundError):
+        remove(at, temporary)
+    return temporary
+
+
+def put_in_place(at: int, temporary: bytes, name: bytes) -> None:
+    """Rename over what is there. A directory has to go before, since nothing else can be renamed over it."""
+    try:
+        os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+    except IsADirectoryError:
+        remove(at, name)
+        os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+
+
 def remove(parent: int, name: bytes) -> None:
-    """Remove a file, or a directory with all that is in it, without following a symlink."""
+    """Remove a file, or a directory with all that is in it, without following a symlink or entering a mount."""
     try:
         os.unlink(name, dir_fd=parent)
         return
     except (IsADirectoryError, PermissionError):
         pass
-    fd = os.open(name, _DIR, dir_fd=parent)
-    try:
+    device = os.fstat(parent).st_dev
+    stack: list[tuple[int, bytes, int, Iterator[bytes]]] = []
+
+    def descend(above: int, below: bytes) -> None:
+        fd = os.open(below, _DIR, dir_fd=above)
+        stack.append((above, below, fd, iter(())))
+        if os.fstat(fd).st_dev != device:
+            raise OSError(errno.EBUSY, "another file system is mounted there")
         with os.scandir(fd) as found:
-            below = [os.fsencode(item.name) for item in found]
-        for item in below:
-            remove(fd, item)
+            stack[-1] = (above, below, fd, iter([os.fsencode(item.name) for item in found]))
+
+    try:
+        descend(parent, name)
+        while stack:
+            above, directory, fd, names = stack[-1]
+            for item in names:
+                try:
+                    os.unlink(item, dir_fd=fd)
+                except (IsADirectoryError, PermissionError):
+                    descend(fd, item)
+                    break
+            else:
+                os.close(fd)
+                stack.pop()
+                os.rmdir(directory, dir_fd=above)
     finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)
+        for _, _, fd, _ in stack:
+            os.close(fd)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from lumina_vault.components.base import Report
-from lumina_vault.components.directory import shown
 from lumina_vault.components.place import Placing, TreeRestorer
 from lumina_vault.errors import Damage, TargetError, UsageError
 from lumina_vault.model import SAFETY_TAG, Component
-from lumina_vault.ops.snapshot import DirSource, SnapshotPlan
+from lumina_vault.ops.snapshot import DirSource, SnapshotPlan, StreamSource
 from lumina_vault.store.fetch import Fetcher, StoredTree
 from lumina_vault.store.repository import Repository, Snapshot
 
@@ -61,9 +62,12 @@ class RestorePlan:
         return [item for item in self.items if item.action == "refuse"]
 
     def execute(self, repository: Repository, events: Events | None = None) -> list[Outcome]:
-        """Raises `TargetError` if an item is refused or the target can't be written, `Damage` if a tree can't be read.
+        """Raises `TargetError` if an item is refused or the target can't be written.
+
+        What damage in the vault makes impossible is in the reports; everything else is restored.
 
         With `replace`, what is there is saved first as a snapshot tagged `safety`, unless the plan says otherwise.
+        What can't be saved in full is not replaced.
         """
         events = events or Events()
         if self.refused:
@@ -73,13 +77,24 @@ class RestorePlan:
             return self._restore(repository, events)
 
     def _safety_snapshot(self, repository: Repository, events: Events) -> None:
-        sources = tuple(
-            DirSource(item.component.name, item.target)
-            for item in self.items
-            if item.action == "replace" and item.component.tree is not None
-        )
-        if self.safety and sources:
-            events.safety(SnapshotPlan(sources, tags=(SAFETY_TAG,), level=self.level).execute(repository))
+        replaced = [item for item in self.items if item.action == "replace"]
+        if not self.safety or not replaced:
+            return
+        with contextlib.ExitStack() as files:
+            sources = tuple(
+                DirSource(item.component.name, item.target)
+                if item.component.tree is not None
+                else StreamSource(item.component.name, stdin=files.enter_context(_open_stream(item.target)))
+                for item in replaced
+            )
+            saved = SnapshotPlan(sources, tags=(SAFETY_TAG,), level=self.level).execute(repository)
+        events.safety(saved)
+        if not saved.record.complete:
+            missed = [note for component in saved.record.components for note in component.notes]
+            raise TargetError(
+                f"what is there could not be saved in full ({'; '.join(missed[:3])}), so nothing was replaced; "
+                "mend that, or give it up with --no-safety-snapshot"
+            )
 
     def _restore(self, repository: Repository, events: Events) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -89,10 +104,13 @@ class RestorePlan:
                     continue
                 events.begin(item)
                 report = Report(progress=events.progress)
-                if item.component.tree is not None:
-                    _restore_tree(fetcher, item, report, self.placing)
-                else:
-                    _restore_stream(fetcher, item, report, self.placing)
+                try:
+                    if item.component.tree is not None:
+                        _restore_tree(fetcher, item, report, self.placing)
+                    else:
+                        _restore_stream(fetcher, item, report, self.placing)
+                except Damage as error:  # the other components may be whole
+                    report.miss(f"not restored: {error}", damage=True)
                 outcome = Outcome(item, report)
                 outcomes.append(outcome)
                 events.end(outcome)
@@ -130,7 +148,7 @@ def plan_restore(
                 )
             )
             continue
-        target = os.fsdecode(component.source) if in_place else _below(to or "", component)
+        target = _saved_path(component) if in_place else _below(to or "", component)
         items.append(_item(component, target, replace))
     if not snapshot.record.complete:
         notes.append(f"snapshot {snapshot.short} is incomplete: vault show {snapshot.short} says what it lacks")
@@ -163,27 +181,40 @@ def _below(to: str, component: Component) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(to)), component.kind, component.name)
 
 
+def _saved_path(component: Component) -> str:
+    path = os.fsdecode(component.source)
+    if not os.path.isabs(path) or "\0" in path:
+        raise Damage(f"{component.id} says it was saved from {path!r}, which is no absolute path: it was tampered with")
+    return path
+
+
+def _open_stream(path: str) -> BinaryIO:
+    try:
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
+    except OSError as error:
+        raise TargetError(f"{path} can't be saved before it is replaced: {error.strerror}") from None
+
+
 def _item(component: Component, target: str, replace: bool) -> Item:
     try:
-        status = os.lstat(target)
+        mode = os.lstat(target).st_mode
+        empty = stat.S_ISDIR(mode) and not os.listdir(target)
     except FileNotFoundError:
         return Item(component, target, "create")
     except OSError as error:
         return Item(component, target, "refuse", f"{target}: {error.strerror}")
     if component.tree is not None:
-        if not stat.S_ISDIR(status.st_mode):
-            return Item(component, target, "refuse", f"{target} is there and is not a directory")
-        if not os.listdir(target):
-            return Item(component, target, "create")
+        right, kind, what = stat.S_ISDIR(mode), "directory", "is not empty"
+    else:
+        right, kind, what, empty = stat.S_ISREG(mode), "regular file", "is there already", False
+    if not right:
+        return Item(component, target, "refuse", f"{target} is there and is not a {kind}")
+    if empty:
+        return Item(component, target, "create")
     if replace:
         return Item(component, target, "replace")
-    what = "is not empty" if component.tree is not None else "is there already"
-    return Item(
-        component,
-        target,
-        "refuse",
-        f"{target} {what}; restore elsewhere, or add --replace to rewrite what differs",
-    )
+    reason = f"{target} {what}; restore elsewhere, or add --replace to rewrite what differs"
+    return Item(component, target, "refuse", reason)
 
 
 def includer(patterns: Sequence[str]) -> Callable[[bytes], bool] | None:
@@ -219,10 +250,11 @@ def _restore_tree(fetcher: Fetcher, item: Item, report: Report, placing: Placing
 def _restore_stream(fetcher: Fetcher, item: Item, report: Report, placing: Placing) -> None:
     """Written beside its name and renamed when every byte was checked, so that what is there is whole or untouched."""
     assert item.component.content is not None
-    temporary = f"{item.target}.vault-restore"
+    directory, name = os.path.split(item.target)
+    temporary = os.path.join(directory, f".{name}.vault-restore")  # no component's name begins with a dot
     try:
-        os.makedirs(os.path.dirname(item.target), mode=0o700, exist_ok=True)
-        if placing.replace and os.path.lexists(temporary):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if os.path.lexists(temporary):  # left by an interrupted run
             os.unlink(temporary)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -243,11 +275,8 @@ def _restore_stream(fetcher: Fetcher, item: Item, report: Report, placing: Placi
     except OSError as error:
         _discard(temporary)
         raise TargetError(f"{item.target}: {error.strerror}; nothing was put in place") from None
-    except BaseException as error:
+    except BaseException:
         _discard(temporary)
-        if isinstance(error, Damage):
-            report.miss(f"{shown(os.fsencode(item.component.id))}: not restored: {error}", damage=True)
-            return
         raise
 
 

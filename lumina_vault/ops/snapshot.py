@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from lumina_vault import __version__, process
 from lumina_vault.components.base import Report
-from lumina_vault.components.directory import DirectoryExporter, Options
+from lumina_vault.components.directory import DirectoryExporter, Options, is_cache
 from lumina_vault.components.stream import CountingReader, command_output
 from lumina_vault.errors import SourceError, UsageError
 from lumina_vault.model import LARGE, Component, Record
@@ -93,8 +93,8 @@ def plan_snapshot(
         raise UsageError("nothing to save: give --path DIR, --stdin NAME or --from-command NAME -- COMMAND")
     sources: list[Source] = [*_name_directories(paths), *streams]
     for stream in streams:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", stream.name):
-            raise UsageError(f"{stream.name!r} can't name a stream: use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", stream.name):
+            raise UsageError(f"{stream.name!r} can't name a stream: use up to 100 letters, digits, '.', '_' and '-'")
     names = [(type(source).__name__, source.name) for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -164,14 +164,20 @@ class _Run:
     def _parent(self) -> Snapshot | None:
         """The latest snapshot of this host that holds one of these directories, or else one of any directory: its
         contents are compared by digest, so a wrong guess costs nothing."""
-        names = {source.name for source in self.plan.sources if isinstance(source, DirSource)}
-        if not names:
+        sources = {
+            source.name: os.fsencode(source.path) for source in self.plan.sources if isinstance(source, DirSource)
+        }
+        if not sources:
             return None
         host = socket.gethostname()
-        best: tuple[tuple[bool, bool], Snapshot] | None = None
+        best: tuple[tuple[bool, ...], Snapshot] | None = None
         for snapshot in self.repository.newest():
             trees = [c for c in snapshot.record.components if c.tree is not None and c.kind == "dir"]
-            rank = (any(c.name in names for c in trees), snapshot.record.host == host)
+            rank = (
+                any(sources.get(c.name) == c.source for c in trees),
+                any(c.name in sources for c in trees),
+                snapshot.record.host == host,
+            )
             if trees and (best is None or rank > best[0]):
                 best = (rank, snapshot)
                 if all(rank):
@@ -287,14 +293,36 @@ def _user() -> str:
 def estimate(source: DirSource, filter_: Filter) -> tuple[int, int]:
     """(files, bytes) that a directory would add, by a walk that reads no contents: for `--dry-run`."""
     exclude = excluder(filter_.exclude)
+    device = os.stat(source.path).st_dev
     files = total = 0
+
+    def included(path: str, is_dir: bool) -> bool:
+        return exclude is None or not exclude(os.fsencode(os.path.relpath(path, source.path)), is_dir)
+
     for directory, names, leaves in os.walk(source.path):
-        relative = os.path.relpath(directory, source.path)
-        prefix = "" if relative == "." else relative + "/"
-        names[:] = [n for n in names if exclude is None or not exclude(os.fsencode(prefix + n), True)]
-        for name in leaves:
-            if exclude is None or not exclude(os.fsencode(prefix + name), False):
+        below = [os.path.join(directory, name) for name in names]
+        links = [path for path in below if os.path.islink(path)]
+        names[:] = [
+            os.path.basename(path)
+            for path in below
+            if path not in links and included(path, True) and _entered(path, device, filter_)
+        ]
+        for path in [*links, *(os.path.join(directory, name) for name in leaves)]:
+            if included(path, False):
                 files += 1
                 with contextlib.suppress(OSError):
-                    total += os.lstat(os.path.join(directory, name)).st_size
+                    total += os.lstat(path).st_size
     return files, total
+
+
+def _entered(path: str, device: int, filter_: Filter) -> bool:
+    """False for a directory of which only the name is saved."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        crosses = filter_.one_file_system and os.fstat(fd).st_dev != device
+        return not crosses and not (filter_.exclude_caches and is_cache(fd))
+    finally:
+        os.close(fd)

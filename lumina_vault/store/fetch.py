@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 from lumina_vault import process
 from lumina_vault.errors import Damage
-from lumina_vault.model import Content, Entry, Ref, Tree
+from lumina_vault.model import LINKED, Content, Entry, Ref, Tree
 from lumina_vault.store.contents import check_content, extents
 from lumina_vault.store.reader import ChunkReader, Plain, Span
-from lumina_vault.store.trees import check_path, entries
+from lumina_vault.store.trees import below, check_path, entries
 
 _WINDOW: Final = 16 << 20
 """Plaintext bytes fetched ahead of a reader that wants them in order."""
@@ -150,6 +150,14 @@ def _zeros(length: int) -> Iterator[bytes]:
         length -= len(block)
 
 
+def _checked(entry: Entry) -> Entry:
+    check_path(entry.path)
+    if entry.link and entry.flags & LINKED:
+        check_path(entry.link)
+    check_content(entry.content, "an entry")
+    return entry
+
+
 class StoredTree:
     """Implements `components.base.TreeSource` for one tree of a snapshot."""
 
@@ -158,12 +166,11 @@ class StoredTree:
         self._reader = fetcher.reader
 
     def entries(self) -> Iterator[Entry]:
-        for entry in entries(self._reader, self._tree):
-            check_path(entry.path)
-            if entry.link and entry.flags & 1:
-                check_path(entry.link)
-            check_content(entry.content, "an entry") if entry.refs else None
-            yield entry
+        return map(_checked, entries(self._reader, self._tree))
+
+    def find(self, path: bytes) -> Entry | None:
+        entry = next(below(self._reader, self._tree, path), None)
+        return _checked(entry) if entry is not None and entry.path == path else None
 
     def extents(self, entry: Entry) -> Iterator[Ref]:
         return extents(self._reader, entry.content)

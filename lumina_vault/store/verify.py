@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from lumina_vault import crypto, ids, process
-from lumina_vault.errors import BackendError, Damage, NewerFormat, ObjectMissing, UsageError
+from lumina_vault.errors import BackendError, Damage, NewerFormat, ObjectMissing, StoreFull, UsageError
 from lumina_vault.index import ChunkRow, PackRow
 from lumina_vault.model import Component
 from lumina_vault.store.contents import extents
@@ -75,16 +76,14 @@ class Verifier:
         choose = parse_amount(data)
         snapshots = self._records() if wanted is None else wanted
         packs = self._packs(wanted)
-        bad = self._check_packs(packs)
-        chosen = choose([pack for pack in packs if pack.id not in bad])
-        self._read_packs(chosen)
+        missing, bad = self._check_packs(packs)
+        self._read_packs(choose([pack for pack in packs if pack.id not in missing]), bad)
         self._check_snapshots(snapshots)
         index = self.repository.index
         if self.repository.backend.writable and not index.readonly:
-            if self._damaged_rows:
+            with contextlib.suppress(StoreFull):  # what was found is worth telling all the same
                 index.mark_damaged(self._damaged_rows)
-            if restored := [place for place in index.damaged_places() if place[1] in self._sound]:
-                index.mark_damaged(restored, damaged=False)
+                index.mark_damaged([p for p in index.damaged_places() if p[1] in self._sound], damaged=False)
         return self.result
 
     # --- records ---
@@ -104,10 +103,8 @@ class Verifier:
                     found.append(Snapshot(row.id, open_record(repository.keys, row.id, row.record)))
                 except Damage:
                     result.affected.append(Affected(row.id.hex()[: ids.SHORT], "", b"", "its record is lost"))
-        known = repository.index.snapshot_ids()
-        lone = sum(
-            bytes.fromhex(info.name.rsplit("/", 1)[1]) not in known for info in repository.backend.list("snapshots/")
-        )
+        there = {bytes.fromhex(info.name.rsplit("/", 1)[1]) for info in repository.backend.list("snapshots/")}
+        lone = len(there - repository.index.snapshot_ids())  # read last: one may be committed meanwhile
         if lone:
             result.notes.append(f"{lone} snapshot records were never committed: an interrupted run left them")
         return found
@@ -124,22 +121,23 @@ class Verifier:
             packs.extend(page)
         return packs
 
-    def _check_packs(self, packs: list[PackRow]) -> set[int]:
-        """Presence and length of each pack. Returns row ids of those that are not there as they should be."""
+    def _check_packs(self, packs: list[PackRow]) -> tuple[set[int], set[int]]:
+        """Presence and length of each pack. Returns row ids of those that are missing, and of a wrong length."""
         sizes = {info.name: info.size for info in self.repository.backend.list("packs/")}
+        missing: set[int] = set()
         bad: set[int] = set()
         for pack in packs:
             path = ids.pack_path(pack.name)
             size = sizes.get(path)
             if size == pack.size:
                 continue
-            bad.add(pack.id)
+            (missing if size is None else bad).add(pack.id)
             self.result.problems.append(
                 f"pack {path} is missing" if size is None else f"pack {path} has {size} bytes instead of {pack.size}"
             )
             self._lose_unreadable(pack, size)
         self.result.packs = len(packs)
-        return bad
+        return missing, bad
 
     def _lose_unreadable(self, pack: PackRow, size: int | None) -> None:
         """Chunks of a missing or cut pack that can't be read any more, found by the index."""
@@ -147,12 +145,12 @@ class Verifier:
             if size is None or row.offset + row.stored > size:
                 self._damaged_rows.append((row.chunk, pack.id))
 
-    def _read_packs(self, packs: list[PackRow]) -> None:
+    def _read_packs(self, packs: list[PackRow], bad: set[int]) -> None:
         total = sum(pack.size for pack in packs)
         running: deque[Future[None]] = deque()
         with ThreadPoolExecutor(process.workers(), "verify") as pool:
             for pack in packs:
-                running.append(pool.submit(self._read_pack, pack))
+                running.append(pool.submit(self._read_pack, pack, pack.id in bad))
                 while len(running) > process.workers() * 2:
                     running.popleft().result()
                     self._progress(self.result.bytes_read, total)
@@ -160,60 +158,66 @@ class Verifier:
                 running.popleft().result()
                 self._progress(self.result.bytes_read, total)
 
-    def _read_pack(self, pack: PackRow) -> None:
-        """Every byte against the pack's name, every chunk against its id; the pack is never held whole."""
+    def _read_pack(self, pack: PackRow, known_bad: bool) -> None:
+        """Every byte against the pack's name, every chunk against its id; the pack is never held whole.
+
+        Where a range can't be read its chunks are tried one by one, so that a cut or a bad sector costs no more than
+        what it hit.
+        """
         keys, backend, path = self.repository.keys, self.repository.backend, ids.pack_path(pack.name)
-        count = 0
-        newer: NewerFormat | None = None
-        try:
-            table = read_table(backend, keys, path, pack.size)
-        except (Damage, ObjectMissing, NewerFormat) as error:
-            if isinstance(error, NewerFormat):
-                newer = error
-            else:
-                with self._lock:
-                    self.result.problems.append(str(error) if path in str(error) else f"{path}: {error}")
-            rows = self.repository.index.pack_chunks(pack.id)
-        else:
-            rows = table.rows
+        rows, newer = self._rows(pack, known_bad)
         cipher = keys.cipher(crypto.Header(pack.type, keys.encrypted, pack.epoch, keys.vault, pack.salt))
         hasher = blake3()
+        whole = True
         lost: list[bytes] = []
-        try:
-            position = 0
-            for start, length, group in _groups(rows, pack.size):
+        for start, length, group in _groups(rows, pack.size):
+            data: memoryview | None = None
+            try:
                 data = memoryview(backend.read(path, start, length))
                 hasher.update(data)
-                position = start + length
-                for row in group:
-                    at = row.offset - start
-                    try:
-                        plain = open_chunk(cipher, pack.type, row, data[at : at + row.stored])
-                        if keys.chunk_id(plain) != row.chunk:
-                            raise Damage("not what its id says")
-                        count += 1
-                    except Damage:
-                        lost.append(row.chunk)
-            wrong = position != pack.size or hasher.digest() != pack.name
-            if newer is not None and not wrong:  # no flipped bit: it was written so
-                raise newer
-        except (Damage, ObjectMissing, BackendError) as error:
-            with self._lock:
-                self.result.problems.append(str(error))
-            lost = [row.chunk for row in rows]
+            except (Damage, BackendError) as error:
+                whole = False
+                if not known_bad:
+                    self._problem(path, str(error))
+            for row in group:
+                at = row.offset - start
+                try:
+                    stored = backend.read(path, row.offset, row.stored) if data is None else data[at : at + row.stored]
+                    if keys.chunk_id(open_chunk(cipher, pack.type, row, stored)) != row.chunk:
+                        raise Damage("not what its id says")
+                except (Damage, BackendError):
+                    lost.append(row.chunk)
+        whole = whole and hasher.digest() == pack.name
+        if newer is not None and whole:  # no flipped bit: it was written so
+            raise newer
+        if lost:
+            self._problem(path, f"{len(lost)} of {len(rows)} chunks are damaged")
+        elif not whole and not known_bad:
+            self._problem(path, "its bytes are not what its name says, though every chunk can be read")
         with self._lock:
-            if lost:
-                self.result.problems.append(f"pack {path}: {len(lost)} of {len(rows)} chunks are damaged")
-                self._damaged_rows += [(chunk, pack.id) for chunk in lost]
-            elif wrong:
-                self.result.problems.append(
-                    f"pack {path}: its bytes are not what its name says, though every chunk can be read"
-                )
-            else:
+            self._damaged_rows += [(chunk, pack.id) for chunk in lost]
+            if whole:
                 self._sound.add(pack.id)
             self.result.packs_read += 1
             self.result.bytes_read += pack.size
-            self.result.chunks_read += count
+            self.result.chunks_read += len(rows) - len(lost)
+
+    def _rows(self, pack: PackRow, known_bad: bool) -> tuple[list[ChunkRow], NewerFormat | None]:
+        """Chunks of a pack as its table has them, or else as the index does."""
+        path = ids.pack_path(pack.name)
+        newer: NewerFormat | None = None
+        if not known_bad:
+            try:
+                return read_table(self.repository.backend, self.repository.keys, path, pack.size).rows, None
+            except NewerFormat as error:
+                newer = error
+            except (Damage, BackendError) as error:
+                self._problem(path, str(error))
+        return self.repository.index.pack_chunks(pack.id), newer
+
+    def _problem(self, path: str, text: str) -> None:
+        with self._lock:
+            self.result.problems.append(text if path in text else f"pack {path}: {text}")
 
     # --- snapshots ---
 

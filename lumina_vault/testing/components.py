@@ -89,6 +89,9 @@ class FakeTree:
     def entries(self) -> Iterator[Entry]:
         return iter(self.list)
 
+    def find(self, path: bytes) -> Entry | None:
+        return next((entry for entry in self.entries() if entry.path == path), None)
+
     def extents(self, entry: Entry) -> Iterator[Ref]:
         return iter(entry.refs)
 

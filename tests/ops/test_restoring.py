@@ -43,7 +43,7 @@ def test_a_target_that_is_not_empty_is_refused(cli: Cli, saved: Path, tmp_path: 
 def test_replace_rewrites_only_what_differs(cli: Cli, saved: Path, tmp_path: Path) -> None:
     cli("restore", "latest", "--to", tmp_path / "out")
     target = tmp_path / "out" / "dir" / "src"
-    inodes = {p.name: p.lstat().st_ino for p in target.rglob("*")}
+    before = {p.name: p.lstat() for p in target.rglob("*")}
     (target / "d" / "f03").write_bytes(b"spoiled")
     (target / "d" / "f04").unlink()
     with (target / "large").open("r+b") as file:
@@ -52,9 +52,12 @@ def test_replace_rewrites_only_what_differs(cli: Cli, saved: Path, tmp_path: Pat
     (target / "d" / "f05").chmod(0o777)
     (target / "extra").write_bytes(b"extra")
     result = cli.json("restore", "latest", "--to", tmp_path / "out", "--replace")
-    changed = {p.name for p in target.rglob("*") if p.name in inodes and p.lstat().st_ino != inodes[p.name]}
-    assert changed - {"f04", "link"} == {"f03", "large"}
-    assert result["components"][0]["kept"] == 18
+    after = {p.name: p.lstat() for p in target.rglob("*") if p.name in before}
+    changed = {name for name in after if after[name].st_ino != before[name].st_ino}
+    assert changed - {"f04"} == {"f03", "large"}
+    touched = {name for name in after if after[name].st_ctime_ns != before[name].st_ctime_ns}
+    assert touched == {"d", "f03", "f04", "f05", "large"}, "what was right was left alone"
+    assert result["components"][0]["kept"] == 19
     assert (target / "extra").read_bytes() == b"extra"
     cli("restore", "latest", "--to", tmp_path / "out", "--replace", "--delete")
     assert_same(saved, target)
