@@ -6,6 +6,7 @@ Any secret `X` can come from the file that `X_FILE` names. As root, settings fil
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ def load(
 ) -> Settings:
     """Settings for this process, flags given by name. Raises `UsageError` for one that can't be used."""
     env = dict(os.environ if environ is None else environ)
-    found: dict[str, str] = {**_toml("vault.toml"), **_dotenv(".env"), **env}
+    found = _merged(_toml("vault.toml"), _dotenv(".env"), env)
     passphrase, source = _secret(found, "VAULT_PASSPHRASE")
     return Settings(
         url=url or _secret(found, "VAULT_URL")[0] or _default_url(env),
@@ -59,6 +60,19 @@ def load(
         key_file=key_file or found.get("VAULT_KEY_FILE") or None,
         environment={key: value for key, value in env.items() if key not in SECRETS},
     )
+
+
+def _merged(*layers: Mapping[str, str]) -> dict[str, str]:
+    """The last layer wins. `X` and `X_FILE` are one setting: where one is given, both of a layer below are void."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        for name in ("VAULT_PASSPHRASE", "VAULT_URL"):
+            pair = (name, f"{name}_FILE")
+            if any(layer.get(key) for key in pair):
+                for key in pair:
+                    found.pop(key, None)
+        found.update(layer)
+    return found
 
 
 def _xdg(env: Mapping[str, str], name: str, below_home: str) -> str:
@@ -95,35 +109,47 @@ def _secret(found: Mapping[str, str], name: str) -> tuple[str | None, str]:
     return value.rstrip("\r\n"), f"{name}_FILE ({path})"
 
 
-def _owned(path: str) -> bool:
-    """True if the file is there. Raises `UsageError` if this is root and the file is another user's (law 9)."""
+def _own_text(path: str) -> str | None:
+    """A settings file, None if there is none. Raises `UsageError` if this is root and it is another user's (law 9)."""
     try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    if os.geteuid() == 0 and status.st_uid != 0:
-        raise UsageError(
-            f"{path} belongs to user {status.st_uid}; as root, settings are only read from root's own files"
-        )
-    return True
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):  # a directory called .env is somebody's virtual environment
+            return None
+        if os.geteuid() == 0 and status.st_uid != 0:
+            raise UsageError(
+                f"{path} belongs to user {status.st_uid}; as root, settings are only read from root's own files"
+            )
+        try:
+            return file.read(1 << 20).decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"{path} can't be read: it is not UTF-8") from None
 
 
 def _dotenv(path: str) -> dict[str, str]:
-    if not _owned(path):
+    text = _own_text(path)
+    if not text:
         return {}
+    import io
+
     from dotenv import dotenv_values
 
-    values = dotenv_values(path, interpolate=False)
+    values = dotenv_values(stream=io.StringIO(text), interpolate=False)
     return {key: value for key, value in values.items() if value and (key.startswith("VAULT_") or key == "DEBUG")}
 
 
 def _toml(path: str) -> dict[str, str]:
-    if not _owned(path):
+    text = _own_text(path)
+    if not text:
         return {}
     try:
-        with open(path, "rb") as file:
-            table: Any = tomllib.load(file).get("vault", {})
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        table: Any = tomllib.loads(text).get("vault", {})
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} can't be read: {error}") from None
     if not isinstance(table, dict) or set(table) - set(_TOML_KEYS):
         unknown = sorted(set(table) - set(_TOML_KEYS)) if isinstance(table, dict) else ["vault"]

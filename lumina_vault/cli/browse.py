@@ -125,17 +125,18 @@ def ls(
                 _stream_json(entry_json(component.id, entry) for entry in browse.listing(repository, found))
                 return
             from lumina_vault.components.directory import shown as printable
+            from lumina_vault.model import LINKED
 
             for entry in browse.listing(repository, found):
-                arrow = f" -> {printable(entry.link)}" if stat.S_ISLNK(entry.mode) else ""
+                arrow = f" {'link to' if entry.flags & LINKED else '->'} {printable(entry.link)}" if entry.link else ""
                 out(
                     f"{stat.filemode(entry.mode)} {entry.uid:>5} {entry.gid:>5} {entry.size:>12,} "
                     f"{local_time(entry.mtime)} {printable(entry.path)}{arrow}"
                 )
 
 
-def _stream_json(values: Iterable[object]) -> None:
-    """An array, written element by element: a tree is never held whole."""
+def _stream_json(values: Iterable[object]) -> bool:
+    """An array, written element by element: a tree is never held whole. True if there was any."""
     import json
 
     first = True
@@ -144,6 +145,7 @@ def _stream_json(values: Iterable[object]) -> None:
         sys.stdout.write(("\n  " if first else ",\n  ") + json.dumps(value))
         first = False
     sys.stdout.write("]\n" if first else "\n]\n")
+    return not first
 
 
 def diff(
@@ -210,8 +212,9 @@ def find(
         with repository.reading(*(s.id for s in among)):
             found = browse.find(repository, pattern, among)
             if as_json:
-                _stream_json({"snapshot": f.snapshot.id.hex(), **entry_json(f.component.id, f.entry)} for f in found)
-                return
+                nothing = not _stream_json(
+                    {"snapshot": f.snapshot.id.hex(), **entry_json(f.component.id, f.entry)} for f in found
+                )
             for match in found:
                 nothing = False
                 entry, at = match.entry, f"{match.snapshot.short}:{match.component.id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,7 @@ import typer
 
 from lumina_vault import __version__
 from lumina_vault.cli import browse, keys, restore, snapshot, upkeep
+from lumina_vault.cli.render import warn
 from lumina_vault.errors import VaultError
 
 app = typer.Typer(
@@ -60,18 +62,19 @@ def main() -> NoReturn:
     try:
         app()
     except VaultError as error:
-        sys.stderr.write(f"vault: {error}\n")
+        warn(str(error))
         sys.exit(error.exit_code)
     except (_Interrupted, KeyboardInterrupt):
-        sys.stderr.write("vault: interrupted; no snapshot was made, and what was stored will be found again\n")
+        warn("interrupted; what was stored or restored so far is whole, and the same command goes on from there")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        sys.stderr.write(f"vault: {error.filename or ''}: {error.strerror or error}\n")
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        warn(f"{where}{error.strerror or error}")
         sys.exit(1)
     except MemoryError:
-        sys.stderr.write("vault: out of memory; nothing was committed\n")
+        warn("out of memory; nothing was committed")
         sys.exit(1)
     sys.exit(0)

@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 def out(text: str = "") -> None:
     """A line on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def warn(text: str) -> None:
     """A line on stderr."""
-    sys.stderr.write(f"vault: {text}\n")
+    sys.stderr.write(f"vault: {printable(text)}\n")
+
+
+def printable(text: str) -> str:
+    """With what could command a terminal, or can't be encoded, escaped: a path or a record may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def emit(value: object) -> None:
@@ -42,13 +49,19 @@ def size(count: int) -> str:
 
 
 def local_time(nanoseconds: int) -> str:
-    return datetime.fromtimestamp(nanoseconds // 10**9, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(nanoseconds // 10**9, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"@{nanoseconds // 10**9}"  # a file may claim any year
 
 
-def iso_time(nanoseconds: int) -> str:
-    """UTC with microseconds, as JSON carries it."""
+def iso_time(nanoseconds: int) -> str | None:
+    """UTC with microseconds, as JSON carries it; None for a year that ISO 8601 has no four digits for."""
     whole, rest = divmod(nanoseconds, 10**9)
-    return datetime.fromtimestamp(whole, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
+    try:
+        return datetime.fromtimestamp(whole, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:

@@ -30,6 +30,7 @@ def init(
     from lumina_vault.ops import vaults
 
     settings = options.settings(vault)
+    vaults.check_free(settings)
     secret = None
     if encrypt:
         path = key_file or settings.key_file

@@ -24,6 +24,8 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SORT_AT_ONCE = 100_000
 """Names of one directory sorted in memory; more go through sorted runs on disk."""
 _RETRIES = 2
+_TIMES = range(-1 << 63, 1 << 64)
+"""Nanoseconds that the format's integers hold."""
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
 _DATABASES = (b"SQLite format 3\0", b"REDIS0")
 """First bytes of files that change a page at a time: they get the small profile."""
@@ -168,14 +170,14 @@ class DirectoryExporter:
         self.report.dirs += 1
         if earlier is not None and self._unchanged(earlier, status) and self.sink.keep(earlier):
             return
-        self.sink.add(_entry(path, status, _xattrs(fd)))
+        self.sink.add(self._entry(path, status, _xattrs(fd)))
 
     def _link(self, path: bytes, status: os.stat_result) -> bool:
         """True if this is a further name of something stored under an earlier path."""
         first = self._links.first(status.st_dev, status.st_ino, status.st_nlink, path)
         if first is None:
             return False
-        entry = _entry(path, status, None)
+        entry = self._entry(path, status, None)
         entry.link, entry.flags = first, LINKED
         self.report.files += 1
         self.sink.add(entry)
@@ -190,7 +192,7 @@ class DirectoryExporter:
                     status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.ESTALE, "it was replaced while the directory was read")
-                entry = _entry(path, status, _xattrs(fd))
+                entry = self._entry(path, status, _xattrs(fd))
                 if status.st_size >= BUNDLE_BELOW or _has_holes(fd, status):
                     profile = SMALL if os.pread(fd, 16, 0).startswith(_DATABASES) else LARGE
                     file, fd = _LargeFile(fd, status, self.report), -1
@@ -224,13 +226,23 @@ class DirectoryExporter:
         if stat.S_ISSOCK(mode):
             self.report.note(f"{shown(path)}: a socket, which has no contents to save")
             return
-        entry = _entry(path, status, _xattrs_of_link(parent, name))
+        entry = self._entry(path, status, _xattrs(b"/proc/self/fd/%d/%s" % (parent, name), follow=False))
         if stat.S_ISLNK(mode):
             entry.link = os.readlink(name, dir_fd=parent)
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             entry.rdev = os.major(status.st_rdev) << 32 | os.minor(status.st_rdev)
         self.report.files += 1
         self.sink.add(entry)
+
+    def _entry(self, path: bytes, status: os.stat_result, xattrs: list[tuple[bytes, bytes]] | None) -> Entry:
+        mtime = status.st_mtime_ns
+        if mtime not in _TIMES:
+            mtime = max(_TIMES.start, min(mtime, _TIMES.stop - 1))
+            self.report.miss(f"{shown(path)}: its time is out of the range that can be saved, years 1677 to 2554")
+        return Entry(
+            path, status.st_mode, status.st_uid, status.st_gid, mtime, status.st_ctime_ns,
+            0, status.st_ino, status.st_nlink, xattrs=xattrs,
+        )  # fmt: skip
 
     def _missed(self, path: bytes, error: OSError) -> None:
         reason = "vanished while the directory was read" if error.errno == errno.ENOENT else error.strerror
@@ -326,30 +338,19 @@ def _changed(fd: int, before: os.stat_result, read: int) -> bool:
     )
 
 
-def _entry(path: bytes, status: os.stat_result, xattrs: list[tuple[bytes, bytes]] | None) -> Entry:
-    return Entry(
-        path, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_ctime_ns,
-        0, status.st_ino, status.st_nlink, xattrs=xattrs,
-    )  # fmt: skip
-
-
-def _xattrs(fd: int) -> list[tuple[bytes, bytes]] | None:
+def _xattrs(target: int | bytes, *, follow: bool = True) -> list[tuple[bytes, bytes]] | None:
     try:
-        names = os.listxattr(fd)
+        names = os.listxattr(target, follow_symlinks=follow)
     except OSError:  # the file system has none
         return None
-    if not names:
-        return None
-    return sorted((os.fsencode(name), os.getxattr(fd, name)) for name in names) or None
-
-
-def _xattrs_of_link(parent: int, name: bytes) -> list[tuple[bytes, bytes]] | None:
-    path = b"/proc/self/fd/%d/%s" % (parent, name)
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-        return sorted((os.fsencode(n), os.getxattr(path, n, follow_symlinks=False)) for n in names) or None
-    except OSError:
-        return None
+    found: list[tuple[bytes, bytes]] = []
+    for name in names:
+        try:
+            found.append((os.fsencode(name), os.getxattr(target, name, follow_symlinks=follow)))
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed since it was listed
+                raise
+    return sorted(found) or None
 
 
 def is_cache(fd: int) -> bool:

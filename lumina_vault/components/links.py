@@ -46,19 +46,28 @@ class LinkTable:
 
     def forget(self, device: int, inode: int) -> None:
         """The first name could not be stored: the next one takes its place."""
-        self._memory.pop((device, inode), None)
+        key = (device, inode)
+        if self._memory.pop(key, None) is None and self._directory is not None:
+            with open(self._bucket(key), "ab") as bucket:
+                bucket.write(b"\0%d:%d\0\0" % key)
 
     def _on_disk(self, key: tuple[int, int], path: bytes) -> bytes | None:
-        """Bucket files of `NUL device:inode NUL path NUL`: no path holds a NUL."""
+        """Bucket files of `NUL device:inode NUL /path NUL`: no path holds a NUL, and with the slash none looks like a
+        key. The last one of a key counts; without a path it is forgotten."""
         if self._directory is None:
             self._directory = tempfile.mkdtemp(prefix="vault-links-")
         tag = b"\0%d:%d\0" % key
-        with open(os.path.join(self._directory, f"{hash(key) % _BUCKETS:04x}"), "a+b") as bucket:
+        with open(self._bucket(key), "a+b") as bucket:
             bucket.seek(0)
             known = bucket.read()
-            at = known.find(tag)
+            at = known.rfind(tag)
             if at >= 0:
                 start = at + len(tag)
-                return known[start : known.index(b"\0", start)]
-            bucket.write(tag + path + b"\0")
+                if first := known[start : known.index(b"\0", start)]:
+                    return first[1:]
+            bucket.write(tag + b"/" + path + b"\0")
         return None
+
+    def _bucket(self, key: tuple[int, int]) -> str:
+        assert self._directory is not None
+        return os.path.join(self._directory, f"{hash(key) % _BUCKETS:04x}")

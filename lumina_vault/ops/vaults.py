@@ -48,13 +48,19 @@ def read_key_file(path: str) -> Secret:
     return Secret("keyfile", parse_key_file(text, path), f"key file {path}")
 
 
+def check_free(settings: Settings) -> None:
+    """Raises `UsageError` if there is a vault already: better said before a passphrase is thought up."""
+    backend = open_backend(settings.url)
+    if backend.exists():
+        raise UsageError(f"there is a vault at {backend.url} already")
+
+
 def create_vault(settings: Settings, secret: Secret | None) -> Config:
     """A new vault at the settings' URL; encrypted if there is a secret. Raises if the place is taken."""
     from lumina_vault.index import Index
 
+    check_free(settings)
     backend = open_backend(settings.url)
-    if backend.exists():
-        raise UsageError(f"there is a vault at {backend.url} already")
     config, _ = keystore.create(backend, secret)
     Index.create(index_file(settings), config.vault, 1).close()
     Pins(settings.state_directory).remember(backend.url, config)

@@ -1,19 +1,25 @@
 """Conformance of exporters and restorers, and fakes of the engine to try them on.
 
 `FakeTree` is both a `TreeSink` and a `TreeSource` over dicts. A kind that exports trees subclasses `TreeConformance`
-and says how it makes a source, exports it and restores it.
+and says how it makes a source, exports it and restores it. What stores trees subclasses `EngineConformance`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 from blake3 import blake3
 
-from lumina_vault.components.base import LargeFile, Piece, Report, TreeSink, TreeSource
+from lumina_vault.components.base import LargeFile, Piece, Readable, Report, TreeSink, TreeSource
 from lumina_vault.model import BUNDLE, BUNDLE_BELOW, LARGE, Entry, Ref
 
 
@@ -83,6 +89,7 @@ class FakeTree:
         size = sum(ref.length for ref in refs)
         file.ended(size)
         entry.size, entry.profile, entry.refs = size, profile, refs
+        entry.digest = blake3(b"".join(ref.chunk or b"%d" % ref.length for ref in refs)).digest()
         file.settled(entry)
         self._append(entry)
 
@@ -182,6 +189,257 @@ class TreeConformance:
         assert any("large" in note for note in report.notes)
         assert not os.path.lexists(target / "large")
         assert (target / "small").exists()
+
+
+class EngineConformance:
+    """What every sink of trees, and the source that gives them back, has to keep. Subclass it with the two methods."""
+
+    def write(self, place: Path, fill: Callable[[TreeSink], None], earlier: object = None) -> object:
+        """Let `fill` write a tree, compared with an earlier one that this returned, and make it lasting."""
+        raise NotImplementedError
+
+    def read(self, place: Path, stored: object) -> contextlib.AbstractContextManager[TreeSource]:
+        """What `write` made lasting."""
+        raise NotImplementedError
+
+    def lose(self, stored: object) -> None:
+        """Make the contents of every file unreadable, but not the entries."""
+        raise NotImplementedError
+
+    def test_entries_come_back_in_order_with_every_field(self, tmp_path: Path) -> None:
+        given = [
+            _entry(b"", stat.S_IFDIR | 0o755),
+            _entry(b"a", stat.S_IFDIR | 0o4700, mtime=-1, ctime=1 << 62),
+            _entry(b"a/deep", stat.S_IFLNK | 0o777, link=b"../\xff"),
+            _entry(b"a-b", stat.S_IFREG | 0o600, xattrs=[(b"user.x", bytes(range(256)))]),
+            _entry(b"a-c", stat.S_IFREG | 0o600, link=b"a-b", flags=1, nlink=2),
+            _entry(b"null", stat.S_IFCHR | 0o666, rdev=1 << 32 | 3),
+        ]
+
+        def fill(sink: TreeSink) -> None:
+            for entry in given:
+                sink.add(entry)
+
+        with self.read(tmp_path, self.write(tmp_path, fill)) as source:
+            assert list(source.entries()) == given
+            assert source.find(b"a/deep") == given[2]
+            assert source.find(b"a-b") == given[3]
+            assert source.find(b"a/de") is None
+            assert source.find(b"zz") is None
+
+    def test_contents_come_back_each_byte_once(self, tmp_path: Path) -> None:
+        files = _files()
+        with self.read(tmp_path, self.write(tmp_path, lambda sink: _fill(sink, files))) as source:
+            assert _contents(source) == {path: _bytes(parts) for path, parts in files.items()}
+
+    def test_holes_are_told_from_data(self, tmp_path: Path) -> None:
+        parts: list[bytes | int] = [70_000, b"x" * 200_000, 1 << 40, b"y", 5]
+        with self.read(tmp_path, self.write(tmp_path, lambda sink: _fill(sink, {b"f": parts}))) as source:
+            entry = source.find(b"f")
+            assert entry is not None
+            refs = list(source.extents(entry))
+            holes = [ref.length for ref in refs if not ref.chunk]
+            assert holes == [70_000, 1 << 40, 5]
+            assert entry.size == sum(ref.length for ref in refs) == (1 << 40) + 270_006
+
+    def test_a_large_file_is_told_when_it_ended_and_settled(self, tmp_path: Path) -> None:
+        file = _File([b"x" * 300_000, 100_000, b"y" * 300_000])
+        entry = _entry(b"f", stat.S_IFREG | 0o600)
+        passed: list[int] = []
+
+        def fill(sink: TreeSink) -> None:
+            sink.add(_entry(b"", stat.S_IFDIR | 0o755))
+            sink.add_large(entry, file, progress=passed.append)
+
+        self.write(tmp_path, fill)
+        assert file.told == [700_000, (b"f", 700_000)]
+        assert file.settled_in is threading.current_thread()
+        assert sum(passed) == 600_000
+        assert entry.refs
+        assert entry.digest
+
+    def test_what_reading_a_file_raises_ends_the_tree(self, tmp_path: Path) -> None:
+        class Broken(_File):
+            def readinto(self, _buffer: memoryview, /) -> int:
+                raise ValueError("broken")
+
+        def fill(sink: TreeSink) -> None:
+            sink.add(_entry(b"", stat.S_IFDIR | 0o755))
+            sink.add_large(_entry(b"f", stat.S_IFREG | 0o600), Broken([b"x"]))
+
+        with pytest.raises(ValueError, match="broken"):
+            self.write(tmp_path, fill)
+
+    def test_an_earlier_tree_is_found_beside_the_new_one(self, tmp_path: Path) -> None:
+        files = _files()
+        first = self.write(tmp_path, lambda sink: _fill(sink, files))
+        kept: list[Entry] = []
+
+        def fill(sink: TreeSink) -> None:
+            for path in [b"", b"0", *sorted(files), b"zz"]:
+                earlier = sink.previous(path)
+                assert (earlier is not None) == (path not in (b"0", b"zz"))
+                if earlier is not None:
+                    kept.append(earlier)
+                    assert sink.keep(earlier)
+
+        with self.read(tmp_path, self.write(tmp_path, fill, first)) as source:
+            assert list(source.entries()) == kept
+            assert _contents(source) == {path: _bytes(parts) for path, parts in files.items()}
+
+    def test_equal_contents_are_not_stored_again(self, tmp_path: Path) -> None:
+        files: dict[bytes, list[bytes | int]] = {b"f%03d" % i: [b"%d" % i * 1000] for i in range(100)}
+        first = self.write(tmp_path, lambda sink: _fill(sink, files))
+        second = self.write(tmp_path, lambda sink: _fill(sink, files), first)
+        with self.read(tmp_path, first) as a, self.read(tmp_path, second) as b:
+            assert [entry.refs for entry in a.entries()] == [entry.refs for entry in b.entries()]
+
+    def test_bytes_that_are_there_already_are_known(self, tmp_path: Path) -> None:
+        data = _noise(3_000_000)
+        files: dict[bytes, list[bytes | int]] = {b"large": [data], b"small": [b"small"], b"other": [b"next to small"]}
+        with self.read(tmp_path, self.write(tmp_path, lambda sink: _fill(sink, files))) as source:
+            small, large = source.find(b"small"), source.find(b"large")
+            assert small is not None
+            assert large is not None
+            assert source.digest_matches(small, b"small")
+            assert not source.digest_matches(small, b"smalL")
+            position = 0
+            for ref in source.extents(large):
+                piece = data[position : position + ref.length]
+                assert source.chunk_matches(ref, piece)
+                assert not source.chunk_matches(ref, piece[:-1] + bytes([piece[-1] ^ 1]))
+                position += ref.length
+
+    def test_what_a_target_raises_comes_out(self, tmp_path: Path) -> None:
+        with self.read(tmp_path, self.write(tmp_path, lambda sink: _fill(sink, {b"f": [b"x"]}))) as source:
+            entry = source.find(b"f")
+            assert entry is not None
+            target = _Target()
+            target.refuses = OSError("full")
+            pieces = [Piece(target, 0, ref) for ref in source.extents(entry)]
+            with pytest.raises(OSError, match="full"):
+                _deliver(source, pieces)
+
+    def test_contents_that_are_lost_are_told_to_the_target(self, tmp_path: Path) -> None:
+        stored = self.write(tmp_path, lambda sink: _fill(sink, {b"f": [b"x" * 200_000]}))
+        self.lose(stored)
+        with self.read(tmp_path, stored) as source:
+            entry = source.find(b"f")
+            assert entry is not None
+            target = _Target()
+            _deliver(source, [Piece(target, 7, ref) for ref in source.extents(entry)])
+            assert not target.pieces
+            assert target.failed == [7]
+
+
+def _deliver(source: TreeSource, pieces: list[Piece]) -> None:
+    source.deliver(pieces)
+    source.wait()
+
+
+class _File:
+    """A large file of data and holes, which notes what its sink tells it."""
+
+    def __init__(self, parts: list[bytes | int]) -> None:
+        self._parts = parts
+        self._current = io.BytesIO()
+        self.told: list[object] = []
+        self.settled_in: threading.Thread | None = None
+
+    def segments(self) -> Iterator[Readable | int]:
+        for part in self._parts:
+            if isinstance(part, int):
+                yield part
+            else:
+                self._current = io.BytesIO(part)
+                yield self
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return self._current.readinto(buffer[:10_001])
+
+    def ended(self, size: int) -> None:
+        self.told.append(size)
+
+    def settled(self, entry: Entry) -> None:
+        self.told.append((entry.path, entry.size))
+        self.settled_in = threading.current_thread()
+
+
+class _Target:
+    def __init__(self) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.failed: list[int] = []
+        self.refuses: OSError | None = None
+        self._lock = threading.Lock()
+
+    def write(self, position: int, data: bytes | memoryview) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        with self._lock:
+            assert position not in self.pieces, "each piece arrives once"
+            self.pieces[position] = bytes(data)
+
+    def fail(self, position: int, reason: str) -> None:
+        assert reason
+        self.failed.append(position)
+
+
+def _entry(path: bytes, mode: int, **fields: Any) -> Entry:
+    common: dict[str, Any] = {"uid": 1, "gid": 2, "mtime": 3, "ctime": 4, "size": 0, "ino": 5, "nlink": 1}
+    return Entry(path=path, mode=mode, **{**common, **fields})
+
+
+def _noise(size: int) -> bytes:
+    """The same in every run, and nothing that compresses."""
+    return hashlib.shake_128(b"%d" % size).digest(size)
+
+
+def _files() -> dict[bytes, list[bytes | int]]:
+    """Small ones, equal ones, none empty only by its holes, and some of several chunks."""
+    files: dict[bytes, list[bytes | int]] = {b"s%03d" % i: [_noise(i * 37)] for i in range(200)}
+    files |= {b"same%d" % i: [b"the same"] for i in range(3)}
+    files[b"edge"] = [_noise(BUNDLE_BELOW - 1)]
+    files[b"large"] = [_noise(9_000_000)]
+    files[b"mixed"] = [5, _noise(10), 1 << 20, _noise(2_000_000), 3]
+    return files
+
+
+def _fill(sink: TreeSink, files: Mapping[bytes, list[bytes | int]]) -> None:
+    sink.add(_entry(b"", stat.S_IFDIR | 0o755))
+    for path in sorted(files):
+        entry, parts = _entry(path, stat.S_IFREG | 0o600), files[path]
+        if len(parts) == 1 and isinstance(parts[0], bytes) and len(parts[0]) < BUNDLE_BELOW:
+            sink.add_small(entry, parts[0], sink.previous(path))
+        else:
+            sink.add_large(entry, _File(parts))
+
+
+def _bytes(parts: list[bytes | int]) -> bytes:
+    return b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
+
+
+def _contents(source: TreeSource) -> dict[bytes, bytes]:
+    """Every file, all of them delivered at once."""
+    targets: dict[bytes, tuple[_Target, int]] = {}
+    pieces: list[Piece] = []
+    for entry in source.entries():
+        if stat.S_ISREG(entry.mode):
+            target, position = _Target(), 0
+            targets[entry.path] = target, entry.size
+            for ref in source.extents(entry):
+                if ref.chunk:
+                    pieces.append(Piece(target, position, ref))
+                position += ref.length
+            assert position == entry.size
+    _deliver(source, pieces)
+    found: dict[bytes, bytes] = {}
+    for path, (target, size) in targets.items():
+        assert not target.failed
+        data = bytearray(size)
+        for position, piece in target.pieces.items():
+            data[position : position + len(piece)] = piece
+        found[path] = bytes(data)
+    return found
 
 
 def _lasting(entry: Entry) -> tuple[object, ...]:

@@ -110,7 +110,7 @@ def vault(sandbox: Sandbox, *arguments: str | Path) -> Ran:
     environment = {"VAULT_URL": str(sandbox.vault), "XDG_STATE_HOME": str(sandbox.root / "state"), "VAULT_LEVEL": "1"}
     if sandbox.encrypted:
         environment["VAULT_KEY_FILE"] = str(sandbox.key_file)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     status: object = 0
     try:
         with (
@@ -123,6 +123,7 @@ def vault(sandbox: Sandbox, *arguments: str | Path) -> Ran:
     except SystemExit as end:
         status = end.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert isinstance(status, int)
     return Ran(status, out.getvalue(), err.getvalue())

@@ -262,7 +262,10 @@ def test_a_snapshot_that_is_stopped(stage: Stage, number: signal.Signals, when: 
     out, err = process.stdout.read(), process.stderr.read().decode()
     assert process.wait() == 130
     assert out == b""
-    assert err == "vault: interrupted; no snapshot was made, and what was stored will be found again\n"
+    assert (
+        err
+        == "vault: interrupted; what was stored or restored so far is whole, and the same command goes on from there\n"
+    )
     assert not sandbox.scratch()
     check_survives(sandbox, stage.source, stage.older, stage.room / "check")
 

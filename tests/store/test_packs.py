@@ -1,6 +1,9 @@
 """Packs and sealed objects byte by byte: what is changed, cut, swapped or taken from elsewhere is found."""
 
+import struct
+
 import pytest
+from golden import reference as ref
 
 from lumina_vault import codec, crypto, ids
 from lumina_vault.backends.memory import MemoryBackend
@@ -184,6 +187,50 @@ def test_a_chunk_twice_in_one_table_is_damage(keys):
     backend, sealed = write(keys, (b"same", b"same"))
     with pytest.raises(Damage, match="twice"):
         check_pack(backend, keys, sealed.name, sealed.length)
+
+
+ROW = struct.Struct("<32sIIBBHI")
+
+
+@pytest.mark.parametrize(
+    ("said", "change"),
+    [
+        ("does not allow", {"reserved": 1}),
+        ("does not allow", {"reserved two": 1}),
+        ("does not allow", {"dictionary": 1}),
+        ("does not allow", {"plain": codec.MAX_PLAIN + 1}),
+        ("does not allow", {"stored": codec.MAX_PLAIN + 17}),
+        ("do not fill it", {"stored": -1}),
+        ("do not fill it", {"stored": 1}),
+        ("damaged footer", {"rows": 2}),
+        ("wrong length|damaged footer", {"rows": 0}),
+        (None, {}),
+    ],
+)
+def test_a_table_that_format_1_does_not_allow_is_damage(keys, said, change):
+    """Behind valid checksums and tags: what a faulty writer, or an attacker with a key, would make."""
+    plain = b"sixteen bytes..."
+    encrypted = keys.encrypted
+    head = ref.header(crypto.DATA, encrypted, keys.epoch, VAULT, bytes(32))
+    entry = plain + bytes(16 if encrypted else 0)
+    row = ROW.pack(
+        keys.chunk_id(plain), len(entry) + change.get("stored", 0), change.get("plain", 16), 0,
+        change.get("reserved", 0), change.get("reserved two", 0), change.get("dictionary", 0),
+    )  # fmt: skip
+    tag = 16 if encrypted else 0
+    start = struct.pack("<QII", 64 + len(entry), len(row) + tag, change.get("rows", 1))
+    table = row
+    if encrypted:
+        key = ref.derive(secret("epoch 2"), bytes(32), b"pack-data", VAULT)
+        table = ref.encrypt(key, bytes(8) + b"\xff" * 4, row, head + start)
+    data = head + entry + table + start + ids.object_hash(head + table + start) + b"LVTAIL\0\1"
+    backend = MemoryBackend()
+    backend.put("packs/it", data)
+    if said is None:
+        assert len(read_table(backend, keys, "packs/it", len(data)).rows) == 1
+        return
+    with pytest.raises(Damage, match=said):
+        read_table(backend, keys, "packs/it", len(data))
 
 
 def test_a_sealed_object_is_no_pack(keys):
