@@ -264,4 +264,4 @@ def test_histories_with_crashes() -> None:
 
 @pytest.mark.slow
 def test_long_histories_with_crashes() -> None:
-    _run(120, 50)
+    _run(40, 40)
